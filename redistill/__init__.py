@@ -1,0 +1,1 @@
+"""Redistill: memory-bounded students of convolutional networks and UNet denoisers."""

@@ -1,0 +1,1 @@
+"""Teachers: where a model spec becomes a module."""
