@@ -1,0 +1,1 @@
+"""Trainers: distil a teacher into its student."""
