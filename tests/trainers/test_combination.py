@@ -62,7 +62,7 @@ def test_blended_labels_are_welcome(name):
 
 
 def test_crd_refuses_blended_labels():
-    with pytest.raises(TapError, match=r"data\.mixing=none"):
+    with pytest.raises(TapError, match=r"targets\.mixing=none"):
         built("crd")(student_outputs(), detached(teacher_outputs()), soft_targets())
 
 

@@ -69,7 +69,7 @@ class CRD(DistillationMethod):
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
         """The contrastive losses of both sides; updates the banks."""
         if targets.labels is None or targets.indices is None:
-            raise TapError("crd: contrasts single images and needs their labels and indices; set data.mixing=none")
+            raise TapError("crd: contrasts single images and needs their labels and indices; set targets.mixing=none")
         ours = F.normalize(self.student_embedding(student.pooled))
         theirs = F.normalize(self.teacher_embedding(teacher.pooled))
         rows = torch.cat([targets.indices[:, None], self.draw_negatives(targets.labels)], dim=1)
