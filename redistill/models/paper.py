@@ -1,7 +1,7 @@
 """The six pairs of the ReDistill paper (Chen et al., TMLR 2025, arXiv 2406.03744) as data.
 
-Peaks are of one fp32 image, in MiB, under the ``deploy`` convention. Two teachers differ from the paper's own count: its
-ResNet50 pair is over-counted by a third, and its DDPM pair misses two skips.
+Peaks are of one fp32 image, in MiB, under the ``deploy`` convention. The paper's own count differs for two pairs: it
+over-counts ResNet50 by a third, and misses two skips of the DDPM UNet.
 """
 
 from __future__ import annotations

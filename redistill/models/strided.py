@@ -110,9 +110,9 @@ STRIDED_MODELS: dict[str, Callable[..., nn.Module]] = {
 def _strided_resnet(name: str, model: nn.Module, strides: Sequence[int]) -> nn.Module:
     stem, maxpool, *layers = _check_strides(name, strides, len(RESNET_STRIDES))
     _set_stride(model, "conv1", stem)
-    model.get_submodule("maxpool").stride = maxpool
+    model.get_submodule("maxpool").stride = maxpool  # type: ignore[assignment]  # a pooling layer's attribute
     for number, stride in enumerate(layers, start=1):
-        first = model.get_submodule(f"layer{number}.0")
+        first: Any = model.get_submodule(f"layer{number}.0")
         if first.downsample is not None:
             _set_stride(first, "downsample.0", stride)
         elif stride != 1:
