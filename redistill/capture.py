@@ -1,0 +1,193 @@
+"""Capture: trace a teacher, bring the graph into canonical form, and accept it only after checking it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from redistill.errors import ModelError, TraceError
+from redistill.passes.canonicalize import CanonicalizePass
+from redistill.tracing import build_graph_module, is_guard_only, mode_of, trace_graph
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A teacher's graph over the teacher's own modules, and what a reader should know of how it was obtained."""
+
+    graph_module: GraphModule
+    notes: tuple[str, ...]
+
+
+def capture(
+    model: nn.Module, inputs: Sequence[Tensor], leaf_modules: Iterable[type[nn.Module]] = (), check: bool = True
+) -> Capture:
+    """Trace ``model`` for ``inputs`` and check the graph.
+
+    Accepted is a graph in which every strided convolution and batch norm is visible, which is the same in train and eval
+    mode, and whose outputs equal the model's own at the example size and at another size and batch size.
+
+    Raises:
+        ModelError: the model does not run on the inputs.
+        TraceError: the model cannot be traced, or its graph fails a check; the message names module, file and line.
+    """
+    leaf_modules = tuple(leaf_modules)
+    _check_runs(model, inputs)
+    with mode_of(model, training=True):
+        train_graph, _, _ = trace_graph(model, inputs, leaf_modules)
+    with mode_of(model, training=False):
+        graph, opaque, skeleton = trace_graph(model, inputs, leaf_modules)
+        notes = _compare_modes(model, graph, train_graph)
+        _check_visible(model, opaque)
+        graph_module = build_graph_module(model, graph, skeleton)
+        CanonicalizePass()(graph_module)
+        graph_module.training = False
+        if check:
+            check_outputs(model, graph_module, inputs)
+    notes += tuple(f"{path} stays one node: {reason}" for path, reason in opaque.items())
+    return Capture(graph_module, notes)
+
+
+def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
+    with mode_of(model, training=False), torch.no_grad():
+        try:
+            model(*inputs)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"{type(model).__name__} does not run on an input of {shapes}: {reason}") from error
+
+
+def _compare_modes(model: nn.Module, graph: Graph, train_graph: Graph) -> tuple[str, ...]:
+    """Equal graphs, or a train graph that only has more in it (auxiliary heads, which inference has not)."""
+    ours, theirs = _signature(graph), _signature(train_graph)
+    if ours == theirs:
+        return ()
+    extra = [target for target in _targets(train_graph) if target not in set(_targets(graph))]
+    if _is_subsequence(_targets(graph), _targets(train_graph)) and extra:
+        return (f"left out, used in training only: {', '.join(dict.fromkeys(extra))}",)
+    for (name, one), (_, other) in zip(ours, theirs, strict=False):
+        if one != other:
+            raise TraceError(
+                f"{type(model).__name__} computes something else in train mode from {name} on ({one} against {other}); "
+                "put what depends on self.training into a module of its own and name its class in leaf_modules="
+            )
+    raise TraceError(f"{type(model).__name__} has another graph in train mode than in eval mode")
+
+
+def _signature(graph: Graph) -> list[tuple[str, str]]:
+    """Each node as text, free of what train and eval may differ in: a baked dropout flag, a copy to contiguous."""
+    number: dict[Node, int] = {}
+    lines: list[tuple[str, str]] = []
+    for node in graph.nodes:
+        if is_guard_only(node):
+            continue
+        if node.op == "call_method" and node.target == "contiguous":
+            number[node] = number[node.all_input_nodes[0]]
+            continue
+        number[node] = len(lines)
+        lines.append((node.name, f"{node.op} {node.target} {_arguments(node, number)}"))
+    return lines
+
+
+def _arguments(node: Node, number: dict[Node, int]) -> str:
+    if "dropout" in getattr(node.target, "__name__", ""):  # made a module later, which follows the mode by itself
+        return str([number[n] for n in node.all_input_nodes])
+    return str(map_arg((node.args, node.kwargs), lambda n: number[n]))
+
+
+def _targets(graph: Graph) -> list[str]:
+    return [str(n.target) for n in graph.nodes if n.op == "call_module"]
+
+
+def _is_subsequence(short: list[str], long: list[str]) -> bool:
+    rest = iter(long)
+    return all(target in rest for target in short)
+
+
+def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:
+    """Pooling can only be moved between convolutions that the graph shows, and a hidden batch norm is baked."""
+    for path, reason in opaque.items():
+        for name, part in model.get_submodule(path).named_modules():
+            strided = isinstance(part, _ConvNd) and any(s > 1 for s in part.stride)
+            if strided or isinstance(part, _BatchNorm):
+                inside = f"{path}.{name}".rstrip(".")
+                raise TraceError(
+                    f"{path} ({type(model.get_submodule(path)).__name__}) cannot be traced through: {reason}; it hides "
+                    f"{inside} ({type(part).__name__}). Rewrite that line without control flow on data"
+                )
+
+
+def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Compare graph and model, both in eval mode, at the example size and at another size with one more in the batch.
+
+    Raises:
+        TraceError: outputs differ.
+    """
+    for trial in (tuple(_random_like(x, x.shape) for x in inputs), _other_size(inputs)):
+        with torch.no_grad():
+            try:
+                expected = model(*trial)
+            except Exception:
+                continue  # the model itself does not take this size
+            shapes = " and ".join("x".join(map(str, x.shape)) for x in trial)
+            try:
+                found = graph_module(*trial)
+            except Exception as error:
+                raise TraceError(f"the graph of {type(model).__name__} fails at {shapes}: {error}") from error
+        if not _equal(expected, found):
+            raise TraceError(
+                f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that depends on "
+                "sizes or data was fixed while tracing: name the class of the module that holds it in leaf_modules="
+            )
+
+
+def _equal(expected: Any, found: Any) -> bool:
+    left, right = (
+        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)] for v in (expected, found)
+    )
+    return len(left) == len(right) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def _random_like(tensor: Tensor, shape: Iterable[int]) -> Tensor:
+    if not tensor.is_floating_point():
+        index = [torch.arange(n) % m for n, m in zip(shape, tensor.shape, strict=True)]
+        return tensor[torch.meshgrid(*index, indexing="ij")] if index else tensor
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tuple(shape), generator=generator).to(tensor)
+
+
+def _other_size(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One more in the batch, and maps of about half the side (a multiple of 32 where they were large)."""
+    return tuple(_random_like(x, _other_shape(tuple(x.shape))) for x in inputs)
+
+
+def _other_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not shape:
+        return shape
+    sides = tuple(-(-s // 64) * 32 if s >= 128 else s * 2 for s in shape[2:]) if len(shape) == 4 else shape[2:]
+    return (shape[0] + 1, *shape[1:2], *sides)
+
+
+def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None:
+    """Where a recorded guard no longer holds, given the values of a new run; None if all do."""
+    for node in graph_module.graph.nodes:
+        guard = node.meta.get("guard")
+        if guard is not None and node.name in values:
+            value = values[node.name]
+            convert = operator.index if isinstance(guard.value, int) and not isinstance(guard.value, bool) else type(guard.value)
+            if convert(value) != guard.value:
+                return str(guard.where)
+    return None

@@ -1,0 +1,87 @@
+"""The measuring meter: the bytes of activations alive at once, counted while a module runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Adds the bytes of every new storage and subtracts them when the last reference to it goes.
+
+    Works on real and on fake tensors. Storages of ``ignored`` tensors (parameters, buffers) and all views of them cost
+    nothing. The workspace that a backend takes inside one kernel is not seen: it is the backend's property.
+    """
+
+    def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._ignored = {t.untyped_storage()._cdata for t in ignored}
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def track(self, tensor: Tensor) -> None:
+        """Count the storage of ``tensor`` from now until it dies."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive or key in self._ignored:
+            return
+        size = self.size_of(tensor)
+
+        def release(_: object) -> None:
+            del self._alive[key]
+            self.live_bytes -= size
+            self.on_death(key)
+
+        self._alive[key] = weakref.ref(storage, release)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self.on_birth(key, tensor, size)
+
+    def size_of(self, tensor: Tensor) -> int:
+        """Bytes of the tensor's whole storage."""
+        return tensor.untyped_storage().nbytes()
+
+    def on_birth(self, key: int, tensor: Tensor, size: int) -> None:
+        """Called when a storage is first seen."""
+
+    def on_death(self, key: int) -> None:
+        """Called when a storage has gone."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(item, Tensor):
+                self.track(item)
+        return out
+
+
+def state_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers: what is not an activation."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def measure(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> int:
+    """Peak bytes of activations while ``model`` runs as it is on ``example_inputs``, which count throughout.
+
+    Args:
+        model: any module, eager or a ``GraphModule``; its train or eval mode is left as it is.
+        example_inputs: a tensor or a tuple of tensors, on the model's device.
+
+    Returns:
+        Bytes. Gradients are off (but not in inference mode, which would hide the indices of max pooling).
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    meter = MemoryMeter(state_of(model))
+    for tensor in inputs:
+        meter.track(tensor)
+    with torch.no_grad(), meter:
+        model(*inputs)
+    return meter.peak_bytes

@@ -1,0 +1,89 @@
+"""What kinds of operations a graph holds: the one table that memory, stages and passes read."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+_UNARY_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Dropout, nn.Dropout1d,
+    nn.Dropout2d, nn.Dropout3d,
+)  # fmt: skip
+_UNARY_NAMES = frozenset(
+    "relu relu6 leaky_relu elu celu selu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid "
+    "clamp neg abs exp sqrt square dropout".split()
+)
+_ARITHMETIC_NAMES = frozenset("add sub mul truediv div iadd isub imul itruediv".split())
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+
+
+def module_of(node: Node) -> nn.Module | None:
+    """The module that a ``call_module`` node runs, or None for other nodes."""
+    if node.op != "call_module":
+        return None
+    owner = node.graph.owning_module
+    assert owner is not None, "the graph belongs to no module"
+    return owner.get_submodule(str(node.target))
+
+
+def name_of(node: Node) -> str:
+    """The bare name of what a function or method node calls: ``relu`` for ``F.relu``, ``torch.relu_`` and ``x.relu()``."""
+    if node.op == "call_method":
+        return str(node.target).strip("_")
+    if node.op == "call_function":
+        return str(getattr(node.target, "__name__", "")).strip("_")
+    return ""
+
+
+def module_path(node: Node) -> str:
+    """The dotted path of the module whose forward made ``node`` ('' for the root), as the teacher names it."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def is_unary_elementwise(node: Node, module: nn.Module | None) -> bool:
+    """Activations and the like: one map in, one map of the same size out, value by value."""
+    return isinstance(module, (*_UNARY_MODULES, _BatchNorm)) or name_of(node) in _UNARY_NAMES
+
+
+def is_arithmetic(node: Node) -> bool:
+    """Elementwise sums, differences, products and quotients, in place or not."""
+    return name_of(node) in _ARITHMETIC_NAMES
+
+
+def is_convolution(module: nn.Module | None) -> bool:
+    """Convolutions, transposed ones excluded."""
+    return isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
+
+
+def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
+    """A batch norm whose only input is a convolution that nothing else reads: inference folds it into the weights."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(module, _BatchNorm) or not type(module).__module__.startswith("torch.nn"):
+        return False
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:
+        return False
+    return isinstance(modules.get(str(source.target)), _ConvNd)
+
+
+def modules_of(graph_module: GraphModule) -> dict[str, nn.Module]:
+    """All submodules by path; one walk instead of one per node."""
+    return dict(graph_module.named_modules(remove_duplicate=False))
+
+
+def first_tensor(value: Any) -> torch.Tensor | None:
+    """``value`` if it is a tensor."""
+    return value if isinstance(value, torch.Tensor) else None
+
+
+IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})

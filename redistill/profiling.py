@@ -1,0 +1,53 @@
+"""Profiling: any module in, its memory profile out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from redistill.capture import capture
+from redistill.eager import profile_eager
+from redistill.memory import MemoryProfile, check_convention, lifetimes, timeline
+from redistill.recording import GraphRecord, record_graph
+from redistill.scheduling import lower_bound
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    convention: str = "deploy",
+    dtype: str | None = None,
+) -> MemoryProfile:
+    """Peak activation memory of one inference run of ``model``.
+
+    Args:
+        model: any module; it is traced first unless it is a ``GraphModule`` (``eager`` needs no trace).
+        example_inputs: a tensor or a tuple of tensors; only shapes and types matter.
+        convention: ``deploy``, ``arena``, ``graph`` or ``eager`` (see the module's table).
+        dtype: count floating-point activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+
+    Raises:
+        ModelError: an unknown convention or type.
+        TraceError: the model cannot be traced.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    check_convention(convention, dtype)
+    if convention == "eager" and not isinstance(model, GraphModule):
+        found = profile_eager(model, inputs, dtype)
+    else:
+        graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
+        found = profile_record(record_graph(graph_module, inputs, dtype), convention)
+    return replace(found, parameters=count_parameters(model), dtype=dtype)
+
+
+def profile_record(record: GraphRecord, convention: str) -> MemoryProfile:
+    """The profile of a recorded graph, in the order it was recorded, with the bound over all orders."""
+    buffers = lifetimes(record, convention)
+    return MemoryProfile(convention, timeline(record, buffers, convention), buffers, lower_bound(record, convention))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of distinct parameter values."""
+    return sum(p.numel() for p in module.parameters())

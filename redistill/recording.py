@@ -1,0 +1,216 @@
+"""Recording: run a graph once on fake tensors and note, for each operation, which storages it reads, makes and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from redistill import operators
+from redistill.meter import MemoryMeter, state_of
+from redistill.tracing import is_guard_only, make_skeleton
+
+ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A piece of activation memory: what tensors, views and in-place operations share."""
+
+    node: str
+    module: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    is_input: bool
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One node of the graph as it ran; storages are indices into the record's list."""
+
+    node: str
+    module: str
+    shape: tuple[int, ...]
+    reads: tuple[int, ...]
+    creates: tuple[int, ...]
+    mutates: tuple[int, ...]
+    transient_bytes: int
+    macs: int
+    overwrites: bool
+    folds: bool
+    random: bool = False
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """All that memory analysis needs to know of a graph, in execution order."""
+
+    operations: tuple[Operation, ...]
+    storages: tuple[Storage, ...]
+    values: dict[str, Any] = field(repr=False, compare=False, default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run (the whole batch)."""
+        return sum(operation.macs for operation in self.operations)
+
+
+class Recorder(MemoryMeter):
+    """A meter that keeps every storage it sees, the storages written to, and the multiply-accumulates."""
+
+    def __init__(self, ignored: Iterable[Tensor], item_size: int | None) -> None:
+        super().__init__(ignored)
+        self.item_size = item_size
+        self.index_of: dict[int, int] = {}
+        self.storages: list[tuple[tuple[int, ...], torch.dtype, int]] = []
+        self.mutated: set[int] = set()
+        self.macs = 0
+
+    def size_of(self, tensor: Tensor) -> int:
+        """Bytes of the storage, floating-point values counted in the deployed type."""
+        size = tensor.untyped_storage().nbytes()
+        if self.item_size is None or not tensor.dtype.is_floating_point:
+            return size
+        return size // tensor.dtype.itemsize * self.item_size
+
+    def on_birth(self, key: int, tensor: Tensor, size: int) -> None:
+        """Give the new storage its index; addresses are reused, indices never."""
+        self.index_of[key] = len(self.storages)
+        self.storages.append((tuple(tensor.shape), tensor.dtype, size))
+
+    def on_death(self, key: int) -> None:
+        """Forget the address of a storage that has gone."""
+        del self.index_of[key]
+
+    def indices(self, value: Any) -> tuple[int, ...]:
+        """The storages that ``value`` (a tensor or a structure of them) refers to."""
+        keys = (t.untyped_storage()._cdata for t in tree_leaves(value) if isinstance(t, Tensor))
+        return tuple(dict.fromkeys(self.index_of[k] for k in keys if k in self.index_of))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self.mutated.update(self.indices(value))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.macs += int(formula(*args, **(kwargs or {}), out_val=out)) // 2
+        return out
+
+
+class _RecordingInterpreter(Interpreter):
+    """Runs a graph node by node and asks the recorder what each one did."""
+
+    def __init__(self, graph_module: GraphModule, recorder: Recorder) -> None:
+        super().__init__(graph_module)
+        self.recorder = recorder
+        self.modules = operators.modules_of(graph_module)
+        self.held: dict[Node, tuple[int, ...]] = {}
+        self.values: dict[str, Any] = {}
+        self.operations: list[Operation] = []
+        self.owners: dict[int, Node] = {}
+
+    def run_node(self, n: Node) -> Any:
+        recorder = self.recorder
+        before, first_new, macs = recorder.live_bytes, len(recorder.storages), recorder.macs
+        recorder.peak_bytes = before
+        recorder.mutated.clear()
+        value = super().run_node(n)
+        if n.op == "placeholder" and isinstance(value, Tensor):
+            recorder.track(value)
+        held = recorder.indices(value)
+        self.held[n] = held
+        self.values[n.name] = _shape_of(value)
+        if not is_guard_only(n):
+            created = tuple(i for i in held if i >= first_new)
+            rise = recorder.peak_bytes - before - sum(recorder.storages[i][2] for i in created)
+            self._note(n, value, created, max(0, rise), recorder.macs - macs)
+        return value
+
+    def _note(self, node: Node, value: Any, created: tuple[int, ...], transient: int, macs: int) -> None:
+        self.owners.update(dict.fromkeys(created, node))
+        reads = tuple(dict.fromkeys(i for source in node.all_input_nodes for i in self.held[source]))
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        self.operations.append(
+            Operation(
+                node=node.name,
+                module=operators.module_path(node),
+                shape=tuple(value.shape) if isinstance(value, Tensor) else (),
+                reads=reads,
+                creates=created,
+                mutates=tuple(sorted(self.recorder.mutated & set(reads))),
+                transient_bytes=transient,
+                macs=macs,
+                overwrites=operators.is_unary_elementwise(node, module) or operators.is_arithmetic(node),
+                folds=operators.is_foldable_batch_norm(node, self.modules),
+            )
+        )
+
+
+def record_graph(
+    graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None
+) -> GraphRecord:
+    """Run ``graph_module`` once on fake tensors shaped like ``inputs``; nothing is computed and no weight is read.
+
+    Args:
+        graph_module: the graph; left untouched.
+        inputs: example inputs; only their shapes and types matter.
+        dtype: count floating-point values as ``fp32``, ``fp16``, ``bf16`` or ``int8`` (default: as they are).
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = fake_copy(graph_module, mode)
+    assert isinstance(skeleton, GraphModule)
+    recorder = Recorder(state_of(skeleton), ITEM_SIZES[dtype] if dtype else None)
+    interpreter = _RecordingInterpreter(skeleton, recorder)
+    with torch.no_grad(), mode:
+        fakes = [_fake_input(x) for x in inputs]
+        with recorder:
+            interpreter.run(*fakes)
+    return GraphRecord(tuple(interpreter.operations), _storages(interpreter), interpreter.values)
+
+
+def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of ``module`` whose tensors are fake and claim to be on the CPU."""
+    skeleton = make_skeleton(module)
+    convert = mode.fake_tensor_converter.from_meta_and_device
+    cpu = torch.device("cpu")
+    for part in skeleton.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = convert(mode, tensor, cpu)  # type: ignore[assignment]
+    return skeleton
+
+
+def _fake_input(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _storages(interpreter: _RecordingInterpreter) -> tuple[Storage, ...]:
+    found = []
+    for index, (shape, dtype, size) in enumerate(interpreter.recorder.storages):
+        node = interpreter.owners.get(index)
+        name, path = (node.name, operators.module_path(node)) if node else ("", "")
+        is_input = node is not None and node.op == "placeholder"
+        found.append(Storage(name, path, shape, str(dtype).removeprefix("torch."), size, is_input))
+    return tuple(found)
+
+
+def _shape_of(value: Any) -> Any:
+    """Shapes in place of tensors, everything else as it is."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (tuple, list)):
+        return tuple(_shape_of(v) for v in value)
+    return value

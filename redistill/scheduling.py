@@ -1,0 +1,246 @@
+"""Scheduling: is the order of operations memory-optimal, and if not, which one is?"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from redistill.memory import counts_transients, functional_values
+from redistill.recording import GraphRecord
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of the recorded operations, the peak it reaches in bytes, and whether none is proven better."""
+
+    positions: tuple[int, ...]
+    peak_bytes: int
+    optimal: bool
+
+
+class Dependencies:
+    """Which operation needs which, and what each reads and makes, whatever the order."""
+
+    def __init__(self, record: GraphRecord, convention: str) -> None:
+        self.record = record
+        self.convention = convention
+        count = len(record.operations)
+        self.before: list[int] = [0] * count  # bit masks of direct predecessors
+        self.makes: list[list[int]] = [[] for _ in range(count)]
+        self.reads: list[list[int]] = [[] for _ in range(count)]
+        self.size: list[int] = []
+        self.readers: list[int] = []  # bit mask of the operations that read each value
+        self.pinned: list[bool] = []
+        self.is_input: list[bool] = []
+        self._collect_values()
+        self._order_writes()
+
+    def _collect_values(self) -> None:
+        as_written = counts_transients(self.convention)
+        for index, (storage, born, readers) in enumerate(_values(self.record, as_written)):
+            about = self.record.storages[storage]
+            self.size.append(about.bytes)
+            self.is_input.append(about.is_input)
+            self.pinned.append(about.is_input and as_written)
+            self.readers.append(sum(1 << r for r in readers))
+            self.makes[born].append(index)
+            for reader in readers:
+                self.reads[reader].append(index)
+                self.before[reader] |= 1 << born
+        for step, operation in enumerate(self.record.operations):
+            if operation.folds:
+                self._follow_fold(step)
+
+    def _follow_fold(self, step: int) -> None:
+        """Readers of a folded batch norm's output still come after it in the graph."""
+        created = set(self.record.operations[step].creates)
+        for later in range(step + 1, len(self.record.operations)):
+            if created & set(self.record.operations[later].reads):
+                self.before[later] |= 1 << step
+
+    def _order_writes(self) -> None:
+        """An in-place write stays after what touched its memory before, and before what touches it later."""
+        touched: dict[int, list[int]] = {}
+        written: dict[int, int] = {}
+        for step, operation in enumerate(self.record.operations):
+            for storage in operation.reads:
+                if storage in written:
+                    self.before[step] |= 1 << written[storage]
+            for storage in operation.mutates:
+                self.before[step] |= sum(1 << earlier for earlier in touched.get(storage, ()))
+                written[storage] = step
+            for storage in (*operation.reads, *operation.creates):
+                touched.setdefault(storage, []).append(step)
+
+    @cached_property
+    def ancestors(self) -> list[int]:
+        """For each operation the bit mask of all that must run before it."""
+        found: list[int] = []
+        for step, mask in enumerate(self.before):
+            total = mask & ~(1 << step)
+            for earlier in _bits(total):
+                total |= found[earlier]
+            found.append(total)
+        return found
+
+    def transient(self, step: int) -> int:
+        """Bytes that live only inside the operation."""
+        return self.record.operations[step].transient_bytes if counts_transients(self.convention) else 0
+
+    def overwritten(self, step: int, executed: int) -> int | None:
+        """The input whose buffer the operation may take over once ``executed`` (a bit mask) have run."""
+        if self.convention != "deploy" or not self.record.operations[step].overwrites or len(self.makes[step]) != 1:
+            return None
+        size = self.size[self.makes[step][0]]
+        for value in self.reads[step]:
+            last_reader = not self.readers[value] & ~executed & ~(1 << step)
+            if last_reader and self.size[value] == size and not self.is_input[value]:
+                return value
+        return None
+
+
+def _values(record: GraphRecord, as_written: bool) -> list[tuple[int, int, list[int]]]:
+    """(storage, operation that makes it, operations that read it), with in-place writes as written or undone."""
+    if not as_written:
+        return [(v.storage, v.born, v.readers) for v in functional_values(record)]
+    born = {s: step for step, operation in enumerate(record.operations) for s in operation.creates}
+    readers: dict[int, list[int]] = {s: [] for s in born}
+    for step, operation in enumerate(record.operations):
+        for storage in operation.reads:
+            readers[storage].append(step)
+    return [(s, born[s], readers[s]) for s in born]
+
+
+def lower_bound(record: GraphRecord, convention: str) -> int:
+    """Bytes that no order of the operations can stay below.
+
+    While an operation runs, every value must be alive that something before it makes and that it or something after it
+    reads, whatever the order; the largest such sum over all operations is the bound.
+    """
+    deps = Dependencies(record, convention)
+    if not deps.size:
+        return 0
+    steps = len(deps.before)
+    by_or_at = _as_matrix(deps.ancestors, steps) | np.eye(steps, dtype=bool)  # [t, u]: u runs before t, or is t
+    maker = np.empty(len(deps.size), dtype=int)
+    for step, made in enumerate(deps.makes):
+        maker[made] = step
+    reads = _as_matrix(deps.readers, steps).T  # [t, v]
+    read_later = by_or_at.T.astype(np.float32) @ reads > 0  # [t, v]: t or something after it reads v
+    alive = by_or_at[:, maker] & read_later | np.array(deps.pinned)
+    alive[maker, np.arange(len(maker))] = True
+    total = alive @ np.array(deps.size)
+    for step in range(steps):
+        total[step] += deps.transient(step)
+        after = sum(1 << int(u) for u in np.flatnonzero(by_or_at[:, step]) if u != step)
+        reused = deps.overwritten(step, ~after & ~(1 << step))
+        total[step] -= deps.size[reused] if reused is not None else 0
+    return int(total.max())
+
+
+def _as_matrix(masks: Sequence[int], columns: int) -> np.ndarray:
+    """Bit masks as the rows of a boolean matrix."""
+    width = (columns + 7) // 8
+    packed = np.frombuffer(b"".join(m.to_bytes(width, "little") for m in masks), dtype=np.uint8)
+    return np.unpackbits(packed.reshape(len(masks), width), axis=1, bitorder="little")[:, :columns].astype(bool)
+
+
+def best_order(record: GraphRecord, convention: str, max_states: int = 100_000) -> Order:
+    """The order of least peak memory, by best-first search over the sets of operations already run.
+
+    A step that frees at least what it takes and stays under the peak so far is taken at once: delaying it cannot help.
+    If the order as it stands meets the lower bound it is returned; after ``max_states`` states too, marked not optimal.
+    """
+    deps = Dependencies(record, convention)
+    identity = tuple(range(len(record.operations)))
+    present = _peak_of(deps, identity)
+    if present == lower_bound(record, convention):
+        return Order(identity, present, True)
+    found = _search(deps, present, max_states)
+    if found is None:
+        return Order(identity, present, False)
+    return found if found.peak_bytes < present else Order(identity, present, True)
+
+
+@dataclass(frozen=True)
+class _State:
+    executed: int
+    live: int
+    peak: int
+    last: int
+    parent: _State | None
+
+
+def _search(deps: Dependencies, ceiling: int, max_states: int) -> Order | None:
+    count = len(deps.before)
+    everything = (1 << count) - 1
+    pinned = sum(s for s, p in zip(deps.size, deps.pinned, strict=True) if p)
+    start = _State(0, pinned, pinned, -1, None)
+    queue: list[tuple[int, int, int, _State]] = [(start.peak, 0, 0, start)]
+    seen = {0}
+    pushed = 0
+    while queue and pushed < max_states:
+        state = heapq.heappop(queue)[-1]
+        if state.executed == everything:
+            return Order(_positions(state), state.peak, True)
+        for following in _successors(deps, state, count):
+            if following.executed not in seen and following.peak <= ceiling:
+                seen.add(following.executed)
+                pushed += 1
+                heapq.heappush(queue, (following.peak, -following.executed.bit_count(), pushed, following))
+    return None
+
+
+def _successors(deps: Dependencies, state: _State, count: int) -> list[_State]:
+    following = []
+    for step in range(count):
+        if not state.executed >> step & 1 and not deps.before[step] & ~state.executed:
+            after = _run(deps, state, step)
+            if after.live <= state.live and after.peak <= state.peak:
+                return [after]
+            following.append(after)
+    return following
+
+
+def _run(deps: Dependencies, state: _State, step: int) -> _State:
+    executed = state.executed | 1 << step
+    reused = deps.overwritten(step, state.executed)
+    taken = sum(deps.size[v] for v in deps.makes[step] if not deps.pinned[v])
+    taken -= deps.size[reused] if reused is not None else 0
+    freed = sum(
+        deps.size[v]
+        for v in (*deps.reads[step], *deps.makes[step])
+        if v != reused and not deps.pinned[v] and not deps.readers[v] & ~executed
+    )
+    peak = max(state.peak, state.live + taken + deps.transient(step))
+    return _State(executed, state.live + taken - freed, peak, step, state)
+
+
+def _peak_of(deps: Dependencies, order: tuple[int, ...]) -> int:
+    pinned = sum(s for s, p in zip(deps.size, deps.pinned, strict=True) if p)
+    state = _State(0, pinned, pinned, -1, None)
+    for step in order:
+        state = replace(_run(deps, state, step), parent=None)
+    return state.peak
+
+
+def _positions(state: _State | None) -> tuple[int, ...]:
+    order = []
+    while state is not None and state.parent is not None:
+        order.append(state.last)
+        state = state.parent
+    return tuple(reversed(order))
+
+
+def _bits(mask: int) -> list[int]:
+    """Positions of the set bits."""
+    found = []
+    while mask:
+        low = mask & -mask
+        found.append(low.bit_length() - 1)
+        mask ^= low
+    return found

@@ -1,0 +1,393 @@
+"""Tracing: any teacher and an example input in, a checked ``GraphModule`` out.
+
+``torch.fx`` proxies know nothing of values, so Python control flow on shapes stops them. Here every proxy carries the
+value that the operation yields on meta tensors: ``if``, ``len``, iteration and ``isinstance`` are answered from it (and
+recorded as a *guard*, checked again after a rewrite), while sizes stay nodes of the graph, which therefore still runs at
+other resolutions. The teacher is never touched: what is traced is its skeleton, a copy whose tensors are on ``meta``.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
+from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils._pytree import tree_leaves, tree_map
+
+from redistill.errors import TraceError
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_PLAIN_ATTRIBUTES = ("ndim", "requires_grad", "is_quantized", "is_sparse", "layout", "names", "grad")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A value that Python control flow read while tracing: the graph is right only while it stays the same."""
+
+    value: Any
+    where: str
+
+
+class ValueProxy(Proxy):
+    """A proxy that knows the value its node yields on meta tensors."""
+
+    tracer: ValueTracer
+
+    @property
+    def _value(self) -> Any:
+        return self.tracer.values[self.node]
+
+    @property  # isinstance(x, Tensor) in the teacher's code is answered by the value
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(self._value)
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._value, name)
+        if name in _PLAIN_ATTRIBUTES or (name.startswith("is_") and not callable(attribute)):
+            return attribute
+        if callable(attribute) and not isinstance(attribute, Tensor):
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return iter([self[i] for i in range(len(self._value))])
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in list(self)
+
+    def _guarded(self, convert: Callable[[Any], Any]) -> Any:
+        value = convert(self._value)
+        self.node.meta["guard"] = Guard(value, _user_frame(traceback.extract_stack()))
+        return value
+
+    def __bool__(self) -> bool:
+        return bool(self._guarded(bool))
+
+    def __int__(self) -> int:
+        return int(self._guarded(int))
+
+    def __float__(self) -> float:
+        return float(self._guarded(float))
+
+    def __index__(self) -> int:
+        return int(self._guarded(operator.index))
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[ValueProxy, Any], Any]:
+    def record(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+# Stock proxies turn ``a += b`` into ``a = a + b``, which costs a ResNet50 a third more memory.
+for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+    setattr(ValueProxy, f"__{_function.__name__}__", _in_place(_function))
+
+
+class _RecordFunctions(TorchFunctionMode):
+    """Catches functions that take a proxy where ``__torch_function__`` does not look, such as ``torch.zeros(n)``."""
+
+    def __init__(self, tracer: ValueTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.evaluating or not _has_proxy((args, kwargs)):
+            return func(*args, **kwargs)
+        if func is torch._assert:
+            return None if args[0] else func(bool(args[0]), *args[1:])
+        kind, target = (
+            ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
+        )
+        return self.tracer.create_proxy(kind, target, args, kwargs)
+
+
+class ValueTracer(Tracer):
+    """Records the forward of a meta skeleton; ``opaque`` maps each module that had to stay a leaf to the reason."""
+
+    def __init__(self, leaf_modules: Iterable[type[nn.Module]] = ()) -> None:
+        super().__init__()
+        self.values: dict[Node, Any] = {}
+        self.leaf_modules = tuple(leaf_modules)
+        self.opaque: dict[str, str] = {}
+        self.evaluating = False
+        self.proxy_buffer_attributes = True
+
+    def run(self, skeleton: nn.Module, inputs: tuple[Any, ...]) -> Graph:
+        """Trace ``skeleton`` (tensors on meta) for ``inputs`` (on meta) and drop what nothing reads."""
+        self.inputs = inputs
+        with torch.no_grad(), _RecordFunctions(self):
+            graph = self.trace(skeleton)
+        _mark_guards(graph)
+        for node in graph.nodes:
+            if isinstance(self.values.get(node), Tensor):
+                node.meta["shape"] = tuple(self.values[node].shape)
+        return graph
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """One placeholder for each example input, named as in the signature; the others keep their defaults."""
+        names = _parameter_names(root_fn, len(self.inputs))
+        args: list[Any] = [self.root]
+        for name, value in zip(names, self.inputs, strict=True):
+            node = self.create_node("placeholder", name, (), {})
+            self.values[node] = value
+            args.append(self.proxy(node))
+        return root_fn, args
+
+    def proxy(self, node: Node) -> ValueProxy:
+        """Wrap ``node``; its value must be known."""
+        return ValueProxy(node, self)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **options: Any
+    ) -> Any:
+        """Record the operation and compute its value on meta tensors."""
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *rest)
+        try:
+            self.values[node] = self._evaluate(node)
+        except Exception:
+            self.graph.erase_node(node)
+            raise
+        return None if self.values[node] is None else self.proxy(node)
+
+    def _evaluate(self, node: Node) -> Any:
+        args, kwargs = (map_aggregate(a, self._value_of) for a in (node.args, node.kwargs))
+        self.evaluating = True
+        try:
+            return _to_meta(evaluate(self.root, node.op, node.target, args, kwargs))
+        finally:
+            self.evaluating = False
+
+    def _value_of(self, argument: Any) -> Any:
+        if not isinstance(argument, Node):
+            return argument
+        if argument not in self.values:  # a tensor constant, for which create_arg makes a bare get_attr node
+            self.values[argument] = _to_meta(operator.attrgetter(str(argument.target))(self.root))
+        return self.values[argument]
+
+    def create_arg(self, a: Any) -> Any:
+        """A proxy is its node, whatever class it claims to be."""
+        return a.node if type(a) is ValueProxy else super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers become ``get_attr`` nodes while recording, and are themselves while evaluating."""
+        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Instances of torch.nn layers, and childless modules with state or with a train/eval behaviour of their own."""
+        if isinstance(m, self.leaf_modules) or module_qualified_name in self.opaque:
+            return True
+        if isinstance(m, _CONTAINERS):
+            return False
+        if any(c.__module__.startswith("torch.nn") for c in type(m).__mro__[:-1] if c is not nn.Module):
+            return True
+        if next(m.children(), None) is not None:
+            return False
+        has_state = any(True for _ in m.parameters()) or any(True for _ in m.buffers())
+        return has_state or _reads_training(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace through ``m``; what cannot be traced through is rolled back to one leaf node."""
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        last, calls, stack = next(iter(reversed(self.graph.nodes)), None), dict(self.num_calls), len(self.module_stack)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            path = self.path_of_module(m)
+            if self.is_leaf_module(m, path) or not _has_proxy((args, kwargs)):
+                raise
+            self.opaque[path] = _describe(error)
+            self._roll_back(last, calls, stack)
+            try:
+                return super().call_module(m, forward, args, kwargs)
+            except Exception:
+                del self.opaque[path]
+                raise error from None
+
+    def _roll_back(self, last: Node | None, calls: dict[str, int], stack: int) -> None:
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            self.values.pop(node, None)
+            self.graph.erase_node(node)
+        self.num_calls = calls
+        while len(self.module_stack) > stack:
+            self.module_stack.popitem(last=True)
+
+
+def evaluate(root: nn.Module, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    """The value of one graph operation, module weights taken from ``root``."""
+    if kind == "get_attr":
+        return operator.attrgetter(target)(root)
+    if kind == "call_module":
+        module = root.get_submodule(target)
+        if isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn"):
+            return torch.empty_like(args[0])  # the meta kernel decomposes a batch norm, ten times as slow
+        return module(*args, **kwargs)
+    if kind == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def make_skeleton(module: nn.Module) -> nn.Module:
+    """A deep copy of ``module`` whose tensors are on ``meta``: no weight is copied."""
+    tensors: dict[int, Tensor] = {id(t): t for t in module.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
+    for part in module.modules():
+        candidates = [*part.__dict__.values(), *part._parameters.values(), *part._buffers.values()]
+        tensors.update({id(t): t for t in candidates if isinstance(t, Tensor)})
+    memo: dict[int, Any] = {key: _meta_tensor(tensor) for key, tensor in tensors.items()}
+    return copy.deepcopy(module, memo)
+
+
+def _meta_tensor(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def trace_graph(
+    module: nn.Module, inputs: Sequence[Any], leaf_modules: Iterable[type[nn.Module]] = ()
+) -> tuple[Graph, dict[str, str], nn.Module]:
+    """Trace ``module`` in the mode it is in; returns the graph, the opaque modules and the skeleton with constants."""
+    tracer = ValueTracer(leaf_modules)
+    skeleton = make_skeleton(module)
+    try:
+        graph = tracer.run(skeleton, tuple(_to_meta(x) for x in inputs))
+    except Exception as error:
+        raise TraceError(
+            f"{type(module).__name__} cannot be traced: {_describe(error)}. Control flow that depends on the data has "
+            "no graph; move it into a module of its own and name its class in leaf_modules=, or wrap the model"
+        ) from error
+    return graph, tracer.opaque, skeleton
+
+
+def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> GraphModule:
+    """``graph`` over the modules of ``module`` (shared, not copied) and the constants found while tracing."""
+    attributes: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            find = operator.attrgetter(str(node.target))
+            try:
+                attributes[str(node.target)] = find(module)
+            except AttributeError:
+                attributes[str(node.target)] = find(skeleton)
+    return GraphModule(attributes, graph, type(module).__name__)  # type: ignore[arg-type]
+
+
+@contextmanager
+def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
+    """Put ``module`` into train or eval mode, and every part of it back as it was."""
+    before = {part: part.training for part in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, flag in before.items():
+            part.training = flag
+
+
+def is_guard_only(node: Node) -> bool:
+    """Whether ``node`` is kept only so that a guard can be checked again."""
+    return bool(node.meta.get("guard_only", False))
+
+
+def _mark_guards(graph: Graph) -> None:
+    """Erase dead nodes, but keep those a guard needs, marked, until the rewrite has been verified."""
+    needed: set[Node] = set()
+    guarding: set[Node] = set()
+    for node in reversed(graph.nodes):
+        live = node.op in ("output", "placeholder") or node in needed or _mutates(node)
+        if live:
+            needed.update(node.all_input_nodes)
+        elif node in guarding or "guard" in node.meta:
+            guarding.update(node.all_input_nodes)
+            node.meta["guard_only"] = True
+        else:
+            graph.erase_node(node)
+
+
+def _mutates(node: Node) -> bool:
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.op == "call_function" and (
+        node.target is operator.setitem or getattr(node.target, "__name__", "").endswith("_")
+    )
+
+
+def _parameter_names(forward: Callable[..., Any], count: int) -> list[str]:
+    parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+    if len(names) < count and any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        names += [f"input_{i}" for i in range(len(names), count)]
+    if len(names) < count:
+        raise TypeError(f"forward takes {len(names)} inputs, {count} were given")
+    return names
+
+
+def _reads_training(module: nn.Module) -> bool:
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def _has_proxy(arguments: Any) -> bool:
+    return any(type(leaf) is ValueProxy for leaf in _leaves(arguments))
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if type(tree) is slice:
+        tree = [tree.start, tree.stop, tree.step]
+    if type(tree) is not ValueProxy and isinstance(tree, (list, tuple)):
+        for branch in tree:
+            yield from _leaves(branch)
+    else:
+        yield tree
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.is_meta else value.to("meta")
+    if isinstance(value, (tuple, list, dict)) and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        return tree_map(_to_meta, value)
+    return value
+
+
+def _user_frame(stack: traceback.StackSummary) -> str:
+    """Where the teacher's own code was: the deepest frame outside torch and this library."""
+    for frame in reversed(stack):
+        if "/torch/" not in frame.filename and "/redistill/tracing.py" not in frame.filename:
+            return f"{frame.filename}:{frame.lineno}"
+    return "unknown place"
+
+
+def _describe(error: BaseException) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{reason} ({_user_frame(traceback.extract_tb(error.__traceback__))})"
