@@ -142,7 +142,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         opened = method_names(value) if isinstance(value, str) else value
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()}
+        return {
+            str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()
+        }
     return value if hint is Any else _scalar(hint, value, where)
 
 

@@ -171,7 +171,8 @@ class StudentConfig:
         factors: explicit pooling factors, one a stage, instead of a budget.
         folder: a saved student instead of either.
         start: from the teacher's weights or from scratch.
-        recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the teacher's.
+        recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
+            teacher's.
     """
 
     budget: str | None = "4x"

@@ -1,0 +1,77 @@
+"""How this library uses Accelerate: global batches split over processes, gradients accumulated in equal parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from redistill.errors import ConfigError
+from redistill.trainers.settings import RecipeConfig, RunConfig
+from redistill.trainers.task import Batch, Task
+
+
+def make_accelerator(recipe: RecipeConfig, run: RunConfig, skips_parameters: bool) -> Accelerator:
+    """Accelerate for a recipe; `skips_parameters` lets steps leave parameters without a gradient."""
+    if run.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    distributed = DistributedDataParallelKwargs(
+        find_unused_parameters=skips_parameters, broadcast_buffers=not run.sync_batchnorm
+    )
+    return Accelerator(
+        mixed_precision=run.precision,
+        gradient_accumulation_steps=recipe.accumulation,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=False),
+        kwargs_handlers=[distributed],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def make_loader(
+    accelerator: Accelerator, dataset: Dataset[Batch], recipe: RecipeConfig, workers: int, sampler: Any = None
+) -> Any:
+    """Batches of one accumulated part, split over the processes and moved to their devices."""
+    loader = DataLoader(
+        dataset,
+        batch_size=recipe.batch_size // recipe.accumulation,
+        sampler=sampler,
+        drop_last=sampler is not None,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return accelerator.prepare(loader)
+
+
+def check_batches(accelerator: Accelerator, recipe: RecipeConfig, task: Task, samples: int) -> None:
+    """Refuse batches that do not divide, that exceed the training set, or that starve a batch norm."""
+    size, processes = recipe.batch_size, accelerator.num_processes
+    part = size // (recipe.accumulation * processes)
+    if part * recipe.accumulation * processes != size:
+        raise ConfigError(
+            f"recipe.batch_size={size} is not divisible by {processes} processes "
+            f"x {recipe.accumulation} accumulated parts"
+        )
+    if part < 2 and any(isinstance(module, nn.BatchNorm2d) for module in task.modules()):
+        raise ConfigError(
+            f"recipe.batch_size={size} leaves 1 image to each step of a process, and batch norm needs 2 or more; "
+            "raise it or lower recipe.accumulation"
+        )
+    if size > samples:
+        raise ConfigError(f"recipe.batch_size={size} is more than the {samples} training images; lower it")
+
+
+def evaluate(accelerator: Accelerator, task: Task, loader: Any) -> dict[str, float]:
+    """The mean of every metric of the task over a loader's items, each item counted once."""
+    training, sums, count = task.training, dict[str, float](), 0
+    task.eval()
+    for batch in loader:
+        with torch.inference_mode(), accelerator.autocast():
+            values = accelerator.gather_for_metrics(task.measure(batch))
+        count += len(next(iter(values.values())))
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value.double().sum().item()
+    task.train(training)
+    return {name: value / count for name, value in sums.items()}
