@@ -153,7 +153,8 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[
 
 def _equal(expected: Any, found: Any) -> bool:
     left, right = (
-        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)] for v in (expected, found)
+        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)]
+        for v in (expected, found)
     )
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -187,7 +188,11 @@ def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None
         guard = node.meta.get("guard")
         if guard is not None and node.name in values:
             value = values[node.name]
-            convert = operator.index if isinstance(guard.value, int) and not isinstance(guard.value, bool) else type(guard.value)
+            convert = (
+                operator.index
+                if isinstance(guard.value, int) and not isinstance(guard.value, bool)
+                else type(guard.value)
+            )
             if convert(value) != guard.value:
                 return str(guard.where)
     return None

@@ -156,7 +156,9 @@ def _as_written(record: GraphRecord) -> tuple[Buffer, ...]:
             dies[storage] = step
     last = len(record.operations) - 1
     return tuple(
-        _buffer(record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s])
+        _buffer(
+            record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s]
+        )
         for s in sorted(born)
     )
 

@@ -158,9 +158,7 @@ class _RecordingInterpreter(Interpreter):
         )
 
 
-def record_graph(
-    graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None
-) -> GraphRecord:
+def record_graph(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None) -> GraphRecord:
     """Run ``graph_module`` once on fake tensors shaped like ``inputs``; nothing is computed and no weight is read.
 
     Args:

@@ -171,6 +171,7 @@ class StudentConfig:
         factors: explicit pooling factors, one a stage, instead of a budget.
         folder: a saved student instead of either.
         start: from the teacher's weights or from scratch.
+        red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
             teacher's.
     """
@@ -182,6 +183,7 @@ class StudentConfig:
     objective: str = "macs"
     taps: str = "auto"
     start: Literal["teacher", "scratch"] = "teacher"
+    red_init: Literal["gentle", "default"] = "gentle"
     recalibrate: int = 8
 
 

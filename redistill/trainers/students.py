@@ -24,42 +24,33 @@ def obtain_student(config: ClassifierConfig, teacher: nn.Module, data: DataSets)
     student = config.student
     example = data.calibration[0]["inputs"][None]
     with seeding.seeded(config.run.seed, "student"):
-        made = _make(student, config.teacher.model, teacher, example)
-        if student.start == "scratch" and student.folder is None:
-            reset_parameters(made)
+        origin = teacher if student.start == "teacher" else load_model(config.teacher.model, "random")
+        made = _make(student, config.teacher.model, origin, example)
     if student.recalibrate and student.start == "teacher":
         recalibrate(made, data, student.recalibrate, config.recipe.batch_size)
     return made
 
 
-def _make(config: StudentConfig, spec: str, teacher: nn.Module, example: Tensor) -> nn.Module:
+def _make(config: StudentConfig, spec: str, origin: nn.Module, example: Tensor) -> nn.Module:
     if config.folder is not None:
         if not Path(config.folder).is_dir():
             raise ConfigError(f"student.folder: there is no folder {config.folder}")
-        loaded: nn.Module = redistill.load_student(config.folder, teacher=teacher)
-        return loaded
+        return redistill.load_student(config.folder, teacher=origin)
     if config.budget is None and config.factors is None:
         plain = load_model(spec, "random")
-        plain.load_state_dict(teacher.state_dict())
+        plain.load_state_dict(origin.state_dict())
         return plain
-    made: nn.Module = redistill.transform(
-        teacher,
+    return redistill.transform(
+        origin,
         example,
-        budget=config.budget,
+        budget=config.budget or "4x",
         factors=config.factors,
         convention=config.convention,
         objective=config.objective,
         taps=config.taps,
+        init=config.red_init,
+        model=spec,
     )
-    return made
-
-
-def reset_parameters(module: nn.Module) -> None:
-    """Draw every parameter anew, as each layer's own initialisation does; RED blocks keep theirs."""
-    for name, child in module.named_modules():
-        reset = getattr(child, "reset_parameters", None)
-        if callable(reset) and not name.startswith("taps"):
-            reset()
 
 
 @torch.no_grad()

@@ -65,10 +65,11 @@ def freeze(teacher: nn.Module) -> None:
 def wanted_nodes(student: Any, needs: frozenset[Need]) -> dict[str, str]:
     """Graph nodes to be shown besides the taps, by the names under which they come out."""
     nodes: dict[str, str] = {}
+    stages = [stage for stage in student.stages if not stage.boundary]
     if needs & {Need.STAGES, Need.POOLED}:
-        nodes |= {f"{STAGE}{stage.name}": stage.output for stage in student.stages}
+        nodes |= {f"{STAGE}{stage.name}": stage.output for stage in stages}
     if Need.PREACTIVATIONS in needs:
-        nodes |= {f"{PREACTIVATION}{stage.name}": stage.pre_activation for stage in student.stages}
+        nodes |= {f"{PREACTIVATION}{stage.name}": stage.pre_activation for stage in stages}
     if Need.REENTRY in needs and student.reentry is not None:
         nodes[REENTRY] = student.reentry
     return nodes

@@ -239,6 +239,15 @@ def test_nst():
     close(loss(build("nst")), expected)
 
 
+@pytest.mark.parametrize("size", [2, 40])
+def test_nst_kernel_by_channels_or_by_grid(size):
+    from redistill.trainers.distillation.nst import kernel_mean
+
+    a, b = torch.randn(3, 7, size), torch.randn(3, 5, size)
+    expected = np.mean([(x @ y).item() ** 2 for n in range(3) for x in a[n] for y in b[n]])
+    close(kernel_mean(a, b).item(), expected)
+
+
 def test_ab_first_stage():
     s_maps, t_maps = arrays(student_outputs().preactivations), arrays(teacher_outputs().preactivations)
     expected = 0.0

@@ -14,7 +14,8 @@ from redistill.trainers.distillation.method import DistillationMethod, Losses, N
 class NST(DistillationMethod):
     """Per stage the maximum mean discrepancy of channel selectivities, with the kernel k(a, b) = (a . b)^2.
 
-    A channel is a unit vector over the grid; the kernel of all pairs is one batched product, [B, C_s, C_t].
+    A channel is a unit vector over the grid. The sum of the kernel over all pairs is taken over channels, [B, C, C'], or
+    as the inner product of the two grids' Gram matrices, [B, HW, HW], whichever is smaller.
     """
 
     name = "nst"
@@ -36,4 +37,8 @@ class NST(DistillationMethod):
 
 def kernel_mean(first: Tensor, second: Tensor) -> Tensor:
     """Mean of (a . b)^2 over the batch and all pairs of rows of [B, C, D] and [B, C', D]."""
-    return (first @ second.transpose(1, 2)).square().mean()
+    pairs = first.shape[1] * second.shape[1]
+    if first.shape[2] ** 2 >= pairs:
+        return (first @ second.transpose(1, 2)).square().mean()
+    grams = [value.transpose(1, 2) @ value for value in (first, second)]
+    return (grams[0] * grams[1]).sum() / (len(first) * pairs)
