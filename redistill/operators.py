@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +17,6 @@ _UNARY_NAMES = frozenset(
     "clamp neg abs exp sqrt square dropout".split()
 )
 _ARITHMETIC_NAMES = frozenset("add sub mul truediv div iadd isub imul itruediv".split())
-POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -65,6 +60,16 @@ def is_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
 
 
+def is_pool(module: nn.Module | None) -> bool:
+    """Pools with a kernel and a stride."""
+    return isinstance(module, (nn.MaxPool2d, nn.AvgPool2d))
+
+
+def is_transposed_convolution(module: nn.Module | None) -> bool:
+    """Transposed convolutions."""
+    return isinstance(module, _ConvTransposeNd)
+
+
 def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
     """A batch norm whose only input is a convolution that nothing else reads: inference folds it into the weights."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -79,11 +84,3 @@ def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
 def modules_of(graph_module: GraphModule) -> dict[str, nn.Module]:
     """All submodules by path; one walk instead of one per node."""
     return dict(graph_module.named_modules(remove_duplicate=False))
-
-
-def first_tensor(value: Any) -> torch.Tensor | None:
-    """``value`` if it is a tensor."""
-    return value if isinstance(value, torch.Tensor) else None
-
-
-IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})
