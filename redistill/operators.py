@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -84,3 +86,6 @@ def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
 def modules_of(graph_module: GraphModule) -> dict[str, nn.Module]:
     """All submodules by path; one walk instead of one per node."""
     return dict(graph_module.named_modules(remove_duplicate=False))
+
+
+IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})

@@ -43,6 +43,7 @@ class PlanningProblem:
     macs: tuple[np.ndarray, ...]  # for each stage: choices
     legal: dict[tuple[int, int], np.ndarray]  # (source, target): choices x choices, boolean
     conditional: tuple[ConditionalRows, ...] = ()
+    excluded: frozenset[tuple[int, ...]] = frozenset()  # plans that turned out not to fit when carried out
 
     @property
     def size(self) -> int:
@@ -65,7 +66,7 @@ class PlanningProblem:
 
     def is_legal(self, plan: Sequence[int]) -> bool:
         """Whether every transition can be given the stride the plan asks for."""
-        return all(table[plan[a], plan[b]] for (a, b), table in self.legal.items())
+        return tuple(plan) not in self.excluded and all(table[plan[a], plan[b]] for (a, b), table in self.legal.items())
 
     def enumerate(self) -> Iterator[tuple[int, ...]]:
         """Every legal plan: the exhaustive search that the exact one is tested against."""
@@ -91,14 +92,20 @@ class Objective:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Why no better plan of the lattice fits: the search visited ``visited`` nodes and ruled the rest out by bounds."""
+    """Why no better plan of the lattice fits: the search visited ``visited`` nodes and ruled the rest out by bounds.
+
+    ``excluded`` better plans were carried out and found not to hold (an operation could not take its stride, or grids
+    that do not divide made the graph a little larger than the plan).
+    """
 
     lattice: int
     visited: int
     best_score: float
+    excluded: int = 0
 
     def __str__(self) -> str:
-        return f"optimal among {self.lattice} plans (proved by visiting {self.visited} nodes of the search tree)"
+        also = f", {self.excluded} better ones did not hold when carried out" if self.excluded else ""
+        return f"optimal among {self.lattice} plans (proved by visiting {self.visited} nodes of the search tree{also})"
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,7 @@ class _Search:
 
     def _consider(self, plan: tuple[int, ...], score: float) -> None:
         peak = self.problem.peak(plan)
-        if peak > self.limit:
+        if peak > self.limit or plan in self.problem.excluded:
             return
         if self.best is None or self._rank(score, peak, plan) > self._rank(*self.best):
             self.best = (score, peak, plan)

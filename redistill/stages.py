@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from networkx.utils import UnionFind
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from redistill import operators
 from redistill.recording import GraphRecord, Shape, probe_graph, record_graph
@@ -34,7 +35,11 @@ GROWTH = 2  # the second run has sides this many times as long
 
 @dataclass(frozen=True)
 class Stage:
-    """Nodes that share one pooling factor, in data-flow order; ``fixed`` says why the factor must be 1, if it must."""
+    """Nodes that share one pooling factor, in data-flow order.
+
+    ``fixed`` says why the factor must be 1, if it must; a ``boundary`` stage is that of the input or of a spatial output.
+    ``output`` is the last feature map of the stage, ``pre_activation`` the same before its activation.
+    """
 
     index: int
     name: str
@@ -42,6 +47,8 @@ class Stage:
     nodes: tuple[str, ...]
     fixed: str | None = None
     boundary: bool = False
+    output: str = ""
+    pre_activation: str = ""
 
     def student_grid(self, factor: int) -> tuple[int, int]:
         """The grid at a pooling factor: sides divided, rounded up as padded convolutions do."""
@@ -273,8 +280,16 @@ class _Partition:
         paths = [t.module or t.node for t in entering if t.kind != "up"] or [nodes[0].name]
         maps = [n for n in nodes if self._is_map(n)]
         height, width = self.record.values[maps[0].name][2:] if maps else (1, 1)
-        name = common_path(paths) or paths[0]
-        return Stage(index, name, (height, width), tuple(n.name for n in nodes), reasons.get(index), boundary)
+        before = output = maps[-1] if maps else nodes[-1]
+        while self._is_elementwise(before) and before.all_input_nodes[0] in nodes and not self._is_batch_norm(before):
+            before = before.all_input_nodes[0]
+        return Stage(
+            index, common_path(paths) or paths[0], (height, width), tuple(n.name for n in nodes),
+            reasons.get(index), boundary, output.name, before.name,
+        )  # fmt: skip
+
+    def _is_batch_norm(self, node: Node) -> bool:
+        return isinstance(self.modules.get(str(node.target)), _BatchNorm)
 
 
 def common_path(paths: Sequence[str]) -> str:

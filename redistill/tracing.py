@@ -143,6 +143,7 @@ class ValueTracer(Tracer):
         for node in graph.nodes:
             if isinstance(self.values.get(node), Tensor):
                 node.meta["shape"] = tuple(self.values[node].shape)
+                node.meta["dtype"] = self.values[node].dtype
         return graph
 
     def create_args_for_root(
