@@ -1,6 +1,6 @@
 """Redistill: memory-bounded students of convolutional networks and UNet denoisers."""
 
-from redistill.errors import RedistillError
+from redistill.errors import InfeasibleBudgetError, RedistillError
 from redistill.memory import MemoryProfile
 from redistill.meter import measure
 from redistill.profiling import profile
@@ -10,6 +10,7 @@ from redistill.transform import load_student, transform
 __version__ = "0.1.0"
 
 __all__ = [
+    "InfeasibleBudgetError",
     "MemoryProfile",
     "RedistillError",
     "Student",

@@ -18,7 +18,7 @@ _UNARY_NAMES = frozenset(
     "relu relu6 leaky_relu elu celu selu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid "
     "clamp neg abs exp sqrt square dropout".split()
 )
-_ARITHMETIC_NAMES = frozenset("add sub mul truediv div iadd isub imul itruediv".split())
+_SUM_NAMES = frozenset("add sub iadd isub".split())
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -52,9 +52,9 @@ def is_unary_elementwise(node: Node, module: nn.Module | None) -> bool:
     return isinstance(module, (*_UNARY_MODULES, _BatchNorm)) or name_of(node) in _UNARY_NAMES
 
 
-def is_arithmetic(node: Node) -> bool:
-    """Elementwise sums, differences, products and quotients, in place or not."""
-    return name_of(node) in _ARITHMETIC_NAMES
+def is_sum(node: Node) -> bool:
+    """Elementwise sums and differences, in place or not: what joins a shortcut."""
+    return name_of(node) in _SUM_NAMES
 
 
 def is_convolution(module: nn.Module | None) -> bool:

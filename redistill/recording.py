@@ -162,7 +162,7 @@ class _RecordingInterpreter(Interpreter):
                 mutates=tuple(sorted(self.recorder.mutated & set(reads))),
                 transient_bytes=transient,
                 macs=macs,
-                overwrites=operators.is_unary_elementwise(node, module) or operators.is_arithmetic(node),
+                overwrites=operators.is_unary_elementwise(node, module) or operators.is_sum(node),
                 folds=operators.is_foldable_batch_norm(node, self.modules),
             )
         )
