@@ -1,1 +1,22 @@
 """Redistill: memory-bounded students of convolutional networks and UNet denoisers."""
+
+from redistill.errors import InfeasibleBudgetError, RedistillError
+from redistill.memory import MemoryProfile
+from redistill.meter import measure
+from redistill.profiling import profile
+from redistill.student import Student
+from redistill.transform import load_student, transform
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InfeasibleBudgetError",
+    "MemoryProfile",
+    "RedistillError",
+    "Student",
+    "__version__",
+    "load_student",
+    "measure",
+    "profile",
+    "transform",
+]

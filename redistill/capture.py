@@ -41,11 +41,15 @@ def capture(
         TraceError: the model cannot be traced, or its graph fails a check; the message names module, file and line.
     """
     leaf_modules = tuple(leaf_modules)
-    _check_runs(model, inputs)
+    with mode_of(model, training=False):
+        try:
+            graph, opaque, skeleton = trace_graph(model, inputs, leaf_modules)
+        except TraceError:
+            _check_runs(model, inputs)
+            raise
     with mode_of(model, training=True):
         train_graph, _, _ = trace_graph(model, inputs, leaf_modules)
     with mode_of(model, training=False):
-        graph, opaque, skeleton = trace_graph(model, inputs, leaf_modules)
         notes = _compare_modes(model, graph, train_graph)
         _check_visible(model, opaque)
         graph_module = build_graph_module(model, graph, skeleton)
@@ -58,13 +62,14 @@ def capture(
 
 
 def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Is it the model and its input that do not fit, rather than the trace?"""
     shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
-    with mode_of(model, training=False), torch.no_grad():
-        try:
+    try:
+        with torch.no_grad():
             model(*inputs)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"{type(model).__name__} does not run on an input of {shapes}: {reason}") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{type(model).__name__} does not run on an input of {shapes}: {reason}") from error
 
 
 def _compare_modes(model: nn.Module, graph: Graph, train_graph: Graph) -> tuple[str, ...]:
@@ -153,8 +158,7 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[
 
 def _equal(expected: Any, found: Any) -> bool:
     left, right = (
-        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)]
-        for v in (expected, found)
+        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)] for v in (expected, found)
     )
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -188,11 +192,7 @@ def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None
         guard = node.meta.get("guard")
         if guard is not None and node.name in values:
             value = values[node.name]
-            convert = (
-                operator.index
-                if isinstance(guard.value, int) and not isinstance(guard.value, bool)
-                else type(guard.value)
-            )
+            convert = operator.index if isinstance(guard.value, int) and not isinstance(guard.value, bool) else type(guard.value)
             if convert(value) != guard.value:
                 return str(guard.where)
     return None

@@ -37,6 +37,7 @@ class Buffer:
     born: int
     dies: int
     is_input: bool = False
+    storage: int = -1
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def live_bytes(buffers: Sequence[Buffer], steps: int) -> list[int]:
 
 def _buffer(record: GraphRecord, storage: int, born: int, dies: int) -> Buffer:
     s = record.storages[storage]
-    return Buffer(s.node, s.module, s.shape, s.dtype, s.bytes, born, dies, s.is_input)
+    return Buffer(s.node, s.module, s.shape, s.dtype, s.bytes, born, dies, s.is_input, storage)
 
 
 def _as_written(record: GraphRecord) -> tuple[Buffer, ...]:
@@ -156,9 +157,7 @@ def _as_written(record: GraphRecord) -> tuple[Buffer, ...]:
             dies[storage] = step
     last = len(record.operations) - 1
     return tuple(
-        _buffer(
-            record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s]
-        )
+        _buffer(record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s])
         for s in sorted(born)
     )
 

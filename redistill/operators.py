@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,8 +18,7 @@ _UNARY_NAMES = frozenset(
     "relu relu6 leaky_relu elu celu selu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid "
     "clamp neg abs exp sqrt square dropout".split()
 )
-_ARITHMETIC_NAMES = frozenset("add sub mul truediv div iadd isub imul itruediv".split())
-POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_SUM_NAMES = frozenset("add sub iadd isub".split())
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -55,14 +52,24 @@ def is_unary_elementwise(node: Node, module: nn.Module | None) -> bool:
     return isinstance(module, (*_UNARY_MODULES, _BatchNorm)) or name_of(node) in _UNARY_NAMES
 
 
-def is_arithmetic(node: Node) -> bool:
-    """Elementwise sums, differences, products and quotients, in place or not."""
-    return name_of(node) in _ARITHMETIC_NAMES
+def is_sum(node: Node) -> bool:
+    """Elementwise sums and differences, in place or not: what joins a shortcut."""
+    return name_of(node) in _SUM_NAMES
 
 
 def is_convolution(module: nn.Module | None) -> bool:
     """Convolutions, transposed ones excluded."""
     return isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
+
+
+def is_pool(module: nn.Module | None) -> bool:
+    """Pools with a kernel and a stride."""
+    return isinstance(module, (nn.MaxPool2d, nn.AvgPool2d))
+
+
+def is_transposed_convolution(module: nn.Module | None) -> bool:
+    """Transposed convolutions."""
+    return isinstance(module, _ConvTransposeNd)
 
 
 def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
@@ -79,11 +86,6 @@ def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
 def modules_of(graph_module: GraphModule) -> dict[str, nn.Module]:
     """All submodules by path; one walk instead of one per node."""
     return dict(graph_module.named_modules(remove_duplicate=False))
-
-
-def first_tensor(value: Any) -> torch.Tensor | None:
-    """``value`` if it is a tensor."""
-    return value if isinstance(value, torch.Tensor) else None
 
 
 IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})

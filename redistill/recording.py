@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,10 @@ from redistill.meter import MemoryMeter, state_of
 from redistill.tracing import is_guard_only, make_skeleton
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+class Shape(tuple[int, ...]):
+    """The shape of a tensor, in a record; a plain tuple there is a tuple the graph itself computed."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class _RecordingInterpreter(Interpreter):
         before, first_new, macs = recorder.live_bytes, len(recorder.storages), recorder.macs
         recorder.peak_bytes = before
         recorder.mutated.clear()
-        value = super().run_node(n)
+        value = self.call(n)
         if n.op == "placeholder" and isinstance(value, Tensor):
             recorder.track(value)
         held = recorder.indices(value)
@@ -137,6 +143,10 @@ class _RecordingInterpreter(Interpreter):
             rise = recorder.peak_bytes - before - sum(recorder.storages[i][2] for i in created)
             self._note(n, value, created, max(0, rise), recorder.macs - macs)
         return value
+
+    def call(self, n: Node) -> Any:
+        """Run the node itself."""
+        return super().run_node(n)
 
     def _note(self, node: Node, value: Any, created: tuple[int, ...], transient: int, macs: int) -> None:
         self.owners.update(dict.fromkeys(created, node))
@@ -152,10 +162,26 @@ class _RecordingInterpreter(Interpreter):
                 mutates=tuple(sorted(self.recorder.mutated & set(reads))),
                 transient_bytes=transient,
                 macs=macs,
-                overwrites=operators.is_unary_elementwise(node, module) or operators.is_arithmetic(node),
+                overwrites=operators.is_unary_elementwise(node, module) or operators.is_sum(node),
                 folds=operators.is_foldable_batch_norm(node, self.modules),
             )
         )
+
+
+class _ProbingInterpreter(_RecordingInterpreter):
+    """Goes on with the known value where the graph fails at another size."""
+
+    def __init__(self, graph_module: GraphModule, recorder: Recorder, known: GraphRecord) -> None:
+        super().__init__(graph_module, recorder)
+        self.known = known
+        self.blocked: dict[str, str] = {}
+
+    def call(self, n: Node) -> Any:
+        try:
+            return super().call(n)
+        except Exception as error:
+            self.blocked[n.name] = str(error).strip().partition("\n")[0]
+            return _empty_like(self.known.values[n.name])
 
 
 def record_graph(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None) -> GraphRecord:
@@ -166,16 +192,54 @@ def record_graph(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str
         inputs: example inputs; only their shapes and types matter.
         dtype: count floating-point values as ``fp32``, ``fp16``, ``bf16`` or ``int8`` (default: as they are).
     """
+    return _record(graph_module, inputs, dtype, _RecordingInterpreter)[0]
+
+
+def probe_graph(
+    graph_module: GraphModule, inputs: Sequence[Tensor], known: GraphRecord, dtype: str | None = None
+) -> tuple[GraphRecord, dict[str, str]]:
+    """Record the graph at another size; a node that fails there yields the value it has in ``known``.
+
+    Returns:
+        The record, and the reason of failure by node name.
+    """
+
+    def interpreter(module: GraphModule, recorder: Recorder) -> _ProbingInterpreter:
+        return _ProbingInterpreter(module, recorder, known)
+
+    with _quiet("torch._subclasses.fake_tensor"):  # it logs the very failures looked for here
+        record, run = _record(graph_module, inputs, dtype, interpreter)
+    assert isinstance(run, _ProbingInterpreter)
+    return record, run.blocked
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _record(
+    graph_module: GraphModule,
+    inputs: Sequence[Tensor],
+    dtype: str | None,
+    make_interpreter: Callable[[GraphModule, Recorder], _RecordingInterpreter],
+) -> tuple[GraphRecord, _RecordingInterpreter]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     skeleton = fake_copy(graph_module, mode)
     assert isinstance(skeleton, GraphModule)
     recorder = Recorder(state_of(skeleton), ITEM_SIZES[dtype] if dtype else None)
-    interpreter = _RecordingInterpreter(skeleton, recorder)
+    interpreter = make_interpreter(skeleton, recorder)
     with torch.no_grad(), mode:
-        fakes = [_fake_input(x) for x in inputs]
+        fakes = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
         with recorder:
             interpreter.run(*fakes)
-    return GraphRecord(tuple(interpreter.operations), _storages(interpreter), interpreter.values)
+    return GraphRecord(tuple(interpreter.operations), _storages(interpreter), interpreter.values), interpreter
 
 
 def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
@@ -191,10 +255,6 @@ def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return skeleton
 
 
-def _fake_input(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
-
-
 def _storages(interpreter: _RecordingInterpreter) -> tuple[Storage, ...]:
     found = []
     for index, (shape, dtype, size) in enumerate(interpreter.recorder.storages):
@@ -205,10 +265,19 @@ def _storages(interpreter: _RecordingInterpreter) -> tuple[Storage, ...]:
     return tuple(found)
 
 
+def _empty_like(shape: Any) -> Any:
+    """A tensor for a shape, everything else as it is: the inverse of ``_shape_of``."""
+    if isinstance(shape, Shape):
+        return torch.empty(shape)
+    if isinstance(shape, tuple):
+        return tuple(_empty_like(s) for s in shape)
+    return shape
+
+
 def _shape_of(value: Any) -> Any:
     """Shapes in place of tensors, everything else as it is."""
     if isinstance(value, Tensor):
-        return tuple(value.shape)
+        return Shape(value.shape)
     if isinstance(value, (tuple, list)):
         return tuple(_shape_of(v) for v in value)
     return value

@@ -117,7 +117,9 @@ class _RecordFunctions(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch._assert:
             return None if args[0] else func(bool(args[0]), *args[1:])
-        kind, target = ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
+        kind, target = (
+            ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
+        )
         return self.tracer.create_proxy(kind, target, args, kwargs)
 
 
@@ -141,6 +143,7 @@ class ValueTracer(Tracer):
         for node in graph.nodes:
             if isinstance(self.values.get(node), Tensor):
                 node.meta["shape"] = tuple(self.values[node].shape)
+                node.meta["dtype"] = self.values[node].dtype
         return graph
 
     def create_args_for_root(

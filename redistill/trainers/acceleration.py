@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from redistill.errors import ConfigError
 from redistill.trainers.settings import RecipeConfig, RunConfig
 from redistill.trainers.task import Batch, Task
+
+logger = logging.getLogger(__name__)
+
+
+def uses_cpu() -> bool:
+    """Whether to train on the CPU: nothing faster is there, or Accelerate was told to.
+
+    Accelerate finds the processes of a CPU run only if it is told that it is one.
+    """
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1") or not torch.accelerator.is_available()
+
+
+def processes() -> PartialState:
+    """What is known of this process among the others."""
+    return PartialState(cpu=uses_cpu())
+
+
+def warn_of_missing_processes() -> None:
+    """Say so where several CPU processes were asked of `accelerate launch`, which starts only one without MPI."""
+    asked = "MASTER_ADDR" in os.environ and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
+    if asked and uses_cpu():
+        logger.warning(
+            "accelerate launch starts a single process on a CPU; for N of them: "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m redistill.trainers.classifier ..."
+        )
 
 
 def make_accelerator(recipe: RecipeConfig, run: RunConfig, skips_parameters: bool) -> Accelerator:
@@ -22,6 +49,7 @@ def make_accelerator(recipe: RecipeConfig, run: RunConfig, skips_parameters: boo
         find_unused_parameters=skips_parameters, broadcast_buffers=not run.sync_batchnorm
     )
     return Accelerator(
+        cpu=uses_cpu(),
         mixed_precision=run.precision,
         gradient_accumulation_steps=recipe.accumulation,
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=False),

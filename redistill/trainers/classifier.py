@@ -25,11 +25,11 @@ import accelerate
 import torch
 import torchvision
 import yaml
-from accelerate import PartialState
 from torch import nn
 
 from redistill.errors import RedistillError
 from redistill.trainers import seeding
+from redistill.trainers.acceleration import processes, warn_of_missing_processes
 from redistill.trainers.checkpoint import write_atomically
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.config import differences, load, packaged, resolved
@@ -84,6 +84,7 @@ def make_task(config: ClassifierConfig, data: DataSets, teacher: nn.Module, stud
 def summarise(task: ClassifierTask, outcome: Outcome) -> dict[str, Any]:
     """The run in figures."""
     return {
+        "processes": processes().num_processes,
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "parameters": sum(parameter.numel() for parameter in task.network.parameters()),
@@ -119,12 +120,12 @@ def write_configuration(config: ClassifierConfig, folder: Path, resume: bool) ->
         changed = differences(yaml.safe_load(path.read_text())["config"], plain)
         if changed:
             raise CheckpointError(f"{folder} was started otherwise: {changed[0]}; resume with the same configuration")
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump({"config": plain, "versions": versions()}, sort_keys=False)
         if resume or not path.exists():
             write_atomically(path, text.encode())
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def versions() -> dict[str, str]:
@@ -163,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("redistill").setLevel(logging.INFO if _is_first() else logging.ERROR)
+    warn_of_missing_processes()
     try:
         config = load(ClassifierConfig, options.config, options.set)
         folder = Path(config.run.folder or Path("runs") / Path(options.config).with_suffix(""))
@@ -170,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RedistillError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         sys.stdout.write(render(summary, folder) + "\n")
     return 0
 

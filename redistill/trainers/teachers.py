@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save
 from torch import nn
 
 from redistill.errors import ConfigError, ModelError
 from redistill.models import load_model
 from redistill.trainers import seeding
+from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import write_atomically
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.data import DataSets
@@ -57,11 +57,11 @@ def train_teacher(config: ClassifierConfig, data: DataSets, folder: Path, path: 
     loop = Loop(ClassifierTask(model, data, config.targets), recipe, config.run, place, config.data.workers)
     outcome = loop.run(resume=bool(loop.checkpoints.all()))
     logger.info("teacher: top-1 %.2f %% on the test set", outcome.test["top1"])
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         write_atomically(path, save(state))
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def checked(model: nn.Module, name: str, data: DataSets) -> nn.Module:

@@ -14,7 +14,7 @@ from redistill.trainers.distillation.method import DistillationMethod, Losses, N
 class NST(DistillationMethod):
     """Per stage the maximum mean discrepancy of channel selectivities, with the kernel k(a, b) = (a . b)^2.
 
-    A channel is a unit vector over the grid. The sum of the kernel over all pairs is taken over channels, [B, C, C'], or
+    A channel is a unit vector over the grid. The kernel of all pairs is summed over channels, [B, C, C'], or
     as the inner product of the two grids' Gram matrices, [B, HW, HW], whichever is smaller.
     """
 

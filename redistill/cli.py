@@ -1,0 +1,103 @@
+"""What the command lines share: model and input options, one-line errors, output paths checked before the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redistill.errors import RedistillError
+from redistill.memory import CONVENTIONS
+from redistill.models import example_inputs, find_weights, load_model, parse_shape
+from redistill.recording import ITEM_SIZES
+
+CONVENTION_HELP = """conventions of peak memory (bytes of activations alive at once; weights never count):
+  deploy  batch norm folded, activations and sums overwrite a dying input, input freed after its last use (default)
+  arena   batch norm folded, nothing in place: a planned arena, as ExecuTorch's without delegates
+  graph   as the traced graph runs in PyTorch: input pinned, temporary buffers counted
+  eager   as the module itself runs in PyTorch, what its Python frames keep alive included"""
+
+MODEL_HELP = """models:
+  torchvision:NAME, timm:NAME, diffusers:CLASS, redistill:NAME, package.module:function
+  keyword arguments as a query: "torchvision:mobilenet_v2?num_classes=10&width_mult=0.35" """
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, with which weights and inputs, counted how."""
+    group = parser.add_argument_group("the model")
+    group.add_argument("--model", default="torchvision:resnet50", metavar="SPEC", help="default: %(default)s")
+    group.add_argument(
+        "--input", action="append", metavar="CxHxW", help="input shape, batch may be given; repeatable (default: the model's)"
+    )
+    group.add_argument("--batch", type=positive, default=1, metavar="N", help="batch size (default: %(default)s)")
+    group.add_argument(
+        "--weights", metavar="FILE", help="state dict (.pth, .safetensors); 'pretrained' downloads, 'random' does not look"
+    )
+    group.add_argument("--dtype", choices=sorted(ITEM_SIZES), help="count activations in this type (default: as they are)")
+    group.add_argument("--convention", choices=CONVENTIONS, default="deploy", help="default: %(default)s")
+    group.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
+
+
+def load(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...], str]:
+    """The model, its example inputs, and where its weights come from."""
+    torch.manual_seed(arguments.seed)
+    model = load_model(arguments.model, arguments.weights)
+    shapes = [parse_shape(text) for text in arguments.input] if arguments.input else None
+    inputs = example_inputs(arguments.model, model, shapes, arguments.batch)
+    return model, inputs, find_weights(arguments.model, arguments.weights)
+
+
+def shape_text(inputs: Sequence[Tensor]) -> str:
+    """``1x3x224x224 and 1``."""
+    return " and ".join("x".join(map(str, x.shape)) or "scalar" for x in inputs)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def check_writable(*paths: str | None) -> None:
+    """Raise before the work rather than after it if an output cannot be written."""
+    for path in paths:
+        if path is None or path == "-":
+            continue
+        parent = Path(path).absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RedistillError(f"cannot write {path}: {parent} is not a writable folder; choose another place")
+
+
+def write_json(data: dict[str, Any], path: str) -> None:
+    """To the file, or to standard output for ``-``."""
+    text = json.dumps(data, indent=2)
+    if path == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        Path(path).write_text(text + "\n")
+
+
+def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
+    """Run a command; what a user can mend becomes one line and exit code 2, a budget out of reach 3."""
+    try:
+        return main(arguments)
+    except RedistillError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        return 0
+

@@ -1,0 +1,1 @@
+"""Evidence: one command for each claim of the README, each recomputing its numbers."""

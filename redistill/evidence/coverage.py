@@ -1,0 +1,85 @@
+"""Coverage: every torchvision classifier, segmenter and detection backbone, at two budgets."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from redistill import RedistillError, Student, load_student, transform
+from redistill.evidence.networks import build, short, torchvision_specs
+from redistill.evidence.table import Table
+
+BUDGETS = ("2x", "4x")
+
+
+def run(names: Sequence[str] = ()) -> Table:
+    """Transform, verify and save each model; ``names`` restricts the list to those that contain one of them.
+
+    Verified is: the output's shape is the teacher's, forward and backward are finite, loaded outputs equal to the bit.
+    """
+    table = Table(("model", "budget", "result", "ratio", "MACs kept", "taps", "seconds"))
+    outcomes: Counter[str] = Counter()
+    specs = [s for s in torchvision_specs() if not names or any(n in s for n in names)]
+    for spec in tqdm(specs, unit="model", leave=False):
+        model, inputs = build(spec)
+        for budget in BUDGETS:
+            started = time.perf_counter()
+            row = attempt(model, inputs, budget)
+            outcomes[f"{budget} {row[0].partition(':')[0]}"] += 1
+            table.add(short(spec), budget, *row, f"{time.perf_counter() - started:.1f}")
+    table.notes += [f"{count} {outcome}" for outcome, count in sorted(outcomes.items())]
+    return table
+
+
+def attempt(model: nn.Module, inputs: tuple[Tensor, ...], budget: str) -> tuple[str, str, str, str]:
+    """Result, ratio, MACs kept and number of taps of one model at one budget."""
+    try:
+        student = transform(model, inputs, budget)
+    except RedistillError as error:
+        kind = {"InfeasibleBudgetError": "refused", "TraceError": "not traced"}.get(type(error).__name__, "failed")
+        return f"{kind}: {error}", "", "", ""
+    problem = verify(model, student, inputs)
+    ratio = student.teacher_profile.peak_bytes / student.plan.peak_bytes
+    result = f"not verified: {problem}" if problem else "verified"
+    return result, f"{ratio:.2f}x", f"{student.plan.macs_kept:.0%}", str(len(student.record.taps))
+
+
+def verify(model: nn.Module, student: Student, inputs: tuple[Tensor, ...]) -> str:
+    """What does not hold of the student; empty if all does."""
+    limit = student.plan.limit
+    if limit is not None and student.plan.peak_bytes > limit:
+        return "over the budget"
+    student.eval()
+    with torch.no_grad():
+        expected, found = _tensors(model(*inputs)), _tensors(student(*inputs))
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return "another output shape"
+    student.train()
+    twice = tuple(x.repeat(2, *([1] * (x.dim() - 1))) for x in inputs)
+    loss = torch.stack([x.float().square().mean() for x in _tensors(student(*twice))]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in student.parameters() if p.grad is not None]
+    if not loss.isfinite() or not all(bool(g.isfinite().all()) for g in gradients):
+        return "not finite"
+    student.zero_grad(set_to_none=True)
+    return _verify_saved(model, student.eval(), inputs)
+
+
+def _verify_saved(model: nn.Module, student: Student, inputs: tuple[Tensor, ...]) -> str:
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        loaded = load_student(student.save(Path(folder) / "student"), model).eval()
+        same = zip(_tensors(student(*inputs)), _tensors(loaded(*inputs)), strict=True)
+        return "" if all(torch.equal(a, b) for a, b in same) else "loaded outputs differ"
+
+
+def _tensors(output: object) -> list[Tensor]:
+    leaves = tree_leaves(dict(output) if isinstance(output, dict) else output)
+    return [x for x in leaves if isinstance(x, Tensor)]

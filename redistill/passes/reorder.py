@@ -1,0 +1,52 @@
+"""Reorder: put the operations into the order of least peak memory."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from redistill.recording import record_graph
+from redistill.scheduling import best_order
+from redistill.tracing import is_guard_only
+
+
+class ReorderPass(PassBase):
+    """Executes the best order found under ``convention``; what is computed stays the same.
+
+    Example inputs are shaped as the placeholders' ``meta["shape"]`` and ``meta["dtype"]`` say.
+    """
+
+    def __init__(self, convention: str = "deploy") -> None:
+        super().__init__()
+        self.convention = convention
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        """Rewrite ``graph_module`` in place."""
+        placeholders = graph_module.graph.find_nodes(op="placeholder")
+        inputs = [torch.empty(n.meta["shape"], dtype=n.meta.get("dtype")) for n in placeholders]
+        record = record_graph(graph_module, inputs)
+        order = best_order(record, self.convention)
+        names = [record.operations[i].node for i in order.positions]
+        if order.positions == tuple(range(len(names))):
+            return PassResult(graph_module, False)
+        _arrange(graph_module, names)
+        graph_module.graph.lint()
+        graph_module.recompile()
+        return PassResult(graph_module, True)
+
+
+def _arrange(graph_module: GraphModule, names: list[str]) -> None:
+    """Move the named nodes into that order; what exists only for guards follows as soon as its inputs are there."""
+    nodes = {n.name: n for n in graph_module.graph.nodes}
+    guards = [n for n in graph_module.graph.nodes if is_guard_only(n)]
+    placed: set[Node] = set()
+    last: Node | None = None
+    for name in names:
+        for node in (nodes[name], *guards):
+            if node in placed or node.op == "output" or not placed.issuperset(node.all_input_nodes):
+                continue
+            if last is not None:
+                last.append(node)
+            placed.add(node)
+            last = node

@@ -1,0 +1,24 @@
+"""Strip guards: once a rewrite has been verified, what was kept only for that goes."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from redistill.tracing import is_guard_only
+
+
+class StripGuardsPass(PassBase):
+    """Erases the nodes that only guards read, and the guards."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        """Rewrite ``graph_module`` in place."""
+        modified = False
+        for node in reversed(graph_module.graph.nodes):
+            node.meta.pop("guard", None)
+            if is_guard_only(node):
+                graph_module.graph.erase_node(node)
+                modified = True
+        if modified:
+            graph_module.recompile()
+        return PassResult(graph_module, modified)

@@ -1,0 +1,286 @@
+"""Planning: the best pooling plan under a budget, found exactly.
+
+With A[t, s](d) the bytes alive at step t that belong to stage s at pooling factor d, and M[s](d) its operations,
+
+    peak(d) = max_t sum_s A[t, s](d_s)          MACs(d) = sum_s M[s](d_s)
+
+so a plan is judged by adding a few vectors, and branch and bound over the lattice of plans is exact and quick.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+
+from redistill.errors import PlanError
+
+FACTORS = (1, 2, 4, 8, 16)
+Matrix = np.ndarray  # choices x steps
+
+
+@dataclass(frozen=True)
+class ConditionalRows:
+    """Steps that exist only for some pairs of factors: a tap is needed only where the student changes its grid."""
+
+    name: str
+    source: int
+    target: int
+    active: np.ndarray  # choices of source x choices of target, boolean
+    usage: tuple[Matrix, ...]  # for each stage: choices x steps
+
+
+@dataclass(frozen=True)
+class PlanningProblem:
+    """The optimisation alone, free of graphs: stages by index, their choices of factor, bytes, operations, legality."""
+
+    choices: tuple[tuple[int, ...], ...]
+    constant: np.ndarray  # bytes at each step that no factor changes
+    usage: tuple[Matrix, ...]  # for each stage: choices x steps, bytes
+    macs: tuple[np.ndarray, ...]  # for each stage: choices
+    legal: dict[tuple[int, int], np.ndarray]  # (source, target): choices x choices, boolean
+    conditional: tuple[ConditionalRows, ...] = ()
+    excluded: frozenset[tuple[int, ...]] = frozenset()  # plans that turned out not to fit when carried out
+
+    @property
+    def size(self) -> int:
+        """Number of plans in the lattice, legal or not."""
+        return math.prod(len(c) for c in self.choices)
+
+    def peak(self, plan: Sequence[int]) -> float:
+        """Peak bytes of a complete plan, given as an index into each stage's choices."""
+        total = self.constant + sum(u[i] for u, i in zip(self.usage, plan, strict=True))
+        peak = float(total.max(initial=0))
+        for rows in self.conditional:
+            if rows.active[plan[rows.source], plan[rows.target]]:
+                steps = sum(u[i] for u, i in zip(rows.usage, plan, strict=True))
+                peak = max(peak, float(np.max(steps, initial=0)))
+        return peak
+
+    def total_macs(self, plan: Sequence[int]) -> float:
+        """Multiply-accumulates of a complete plan."""
+        return float(sum(m[i] for m, i in zip(self.macs, plan, strict=True)))
+
+    def is_legal(self, plan: Sequence[int]) -> bool:
+        """Whether every transition can be given the stride the plan asks for."""
+        return tuple(plan) not in self.excluded and all(table[plan[a], plan[b]] for (a, b), table in self.legal.items())
+
+    def enumerate(self) -> Iterator[tuple[int, ...]]:
+        """Every legal plan: the exhaustive search that the exact one is tested against."""
+        return (plan for plan in product(*(range(len(c)) for c in self.choices)) if self.is_legal(plan))
+
+    def factors(self, plan: Sequence[int]) -> tuple[int, ...]:
+        """The plan as pooling factors."""
+        return tuple(c[i] for c, i in zip(self.choices, plan, strict=True))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What makes one feasible plan better than another: a score added over stages.
+
+    ``falling`` rules out a factor larger than that of the stage before, but for the stems.
+    """
+
+    name: str
+    scores: Callable[[PlanningProblem], tuple[np.ndarray, ...]]
+    falling: bool = False
+    stems: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Why no better plan of the lattice fits: the search visited ``visited`` nodes and ruled the rest out by bounds.
+
+    ``excluded`` better plans were carried out and found not to hold (an operation could not take its stride, or grids
+    that do not divide made the graph a little larger than the plan).
+    """
+
+    lattice: int
+    visited: int
+    best_score: float
+    excluded: int = 0
+
+    def __str__(self) -> str:
+        also = f", {self.excluded} better ones did not hold when carried out" if self.excluded else ""
+        return f"optimal among {self.lattice} plans (proved by visiting {self.visited} nodes of the search tree{also})"
+
+
+@dataclass(frozen=True)
+class PoolingPlan:
+    """A plan as a user sees it: one factor a stage in data-flow order, and what it reaches once carried out.
+
+    ``factors`` speaks of the free stages, ``by_stage`` of all of them; ``peak_bytes`` is that of the rewritten graph,
+    RED blocks included; ``macs_kept`` is the student's share of the teacher's multiply-accumulates.
+    """
+
+    factors: tuple[int, ...]
+    by_stage: tuple[int, ...]
+    peak_bytes: int
+    macs_kept: float
+    objective: str
+    limit: int | None
+    certificate: Certificate | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A plan as indices into each stage's choices, its peak in bytes, and the proof."""
+
+    plan: tuple[int, ...]
+    peak_bytes: float
+    certificate: Certificate = field(compare=False)
+
+
+def keep_most_macs() -> Objective:
+    """The student that computes most is, in practice, the most accurate."""
+    return Objective("macs", lambda problem: problem.macs)
+
+
+def pool_earliest(stems: Sequence[int]) -> Objective:
+    """As the paper does: all pooling into the stem, as little as will do, and given back as late as strides allow."""
+
+    def scores(problem: PlanningProblem) -> tuple[np.ndarray, ...]:
+        weight = 16.0 * len(problem.choices)
+        return tuple(np.log2(c) * (-weight if s in stems else 1.0) for s, c in enumerate(problem.choices))
+
+    return Objective("earliest", scores, falling=True, stems=frozenset(stems))
+
+
+OBJECTIVES = ("macs", "earliest")
+
+
+def solve(problem: PlanningProblem, limit: float, objective: Objective) -> Solution | None:
+    """The feasible plan of highest score, ties going to the lower peak and then to pooling earlier; None if none fits."""
+    search = _Search(problem, objective.scores(problem), _allowed(problem, objective))
+    return search.run(limit)
+
+
+def least_peak(problem: PlanningProblem) -> Solution | None:
+    """The legal plan of lowest peak, whatever it computes; None if no plan is legal."""
+    search = _Search(problem, tuple(np.zeros(len(c)) for c in problem.choices), problem.legal, shrink=True)
+    return search.run(math.inf)
+
+
+def _allowed(problem: PlanningProblem, objective: Objective) -> dict[tuple[int, int], np.ndarray]:
+    if not objective.falling:
+        return problem.legal
+    tables = dict(problem.legal)
+    for (a, b), table in problem.legal.items():
+        if a < b and b not in objective.stems:
+            tables[a, b] = table & (np.array(problem.choices[b])[None, :] <= np.array(problem.choices[a])[:, None])
+    return tables
+
+
+class _Search:
+    """Depth-first branch and bound over stages in data-flow order."""
+
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        scores: tuple[np.ndarray, ...],
+        legal: dict[tuple[int, int], np.ndarray],
+        shrink: bool = False,
+    ) -> None:
+        self.problem = problem
+        self.scores = scores
+        self.shrink = shrink
+        self.count = len(problem.choices)
+        self.constant, self.usage = _without_dominated_steps(problem)
+        self.tables = [[(a, t) for (a, b), t in _symmetric(legal) if b == s] for s in range(self.count)]
+        smallest = [u.min(axis=0) for u in self.usage]
+        self.least_after = [sum(smallest[s:], np.zeros_like(self.constant)) for s in range(self.count + 1)]
+        self.most_after = [sum(float(x.max()) for x in scores[s:]) for s in range(self.count + 1)]
+        self.visited = 0
+        self.best: tuple[float, float, tuple[int, ...]] | None = None
+
+    def run(self, limit: float) -> Solution | None:
+        """Search below ``limit`` bytes."""
+        self.limit = limit
+        self._extend((), self.constant, 0.0)
+        if self.best is None:
+            return None
+        score, peak, plan = self.best
+        return Solution(plan, peak, Certificate(self.problem.size, self.visited, score))
+
+    def _extend(self, plan: tuple[int, ...], used: np.ndarray, score: float) -> None:
+        self.visited += 1
+        stage = len(plan)
+        if stage == self.count:
+            self._consider(plan, score)
+            return
+        for choice in np.argsort(-self.scores[stage], kind="stable"):
+            total = used + self.usage[stage][choice]
+            reached = score + float(self.scores[stage][choice])
+            if self._may_win(stage, total, reached) and self._is_legal(stage, plan, int(choice)):
+                self._extend((*plan, int(choice)), total, reached)
+
+    def _may_win(self, stage: int, total: np.ndarray, score: float) -> bool:
+        least = float((total + self.least_after[stage + 1]).max(initial=0))
+        if least > self.limit:
+            return False
+        if self.best is None:
+            return True
+        if self.shrink:
+            return least < self.best[1]
+        return score + self.most_after[stage + 1] >= self.best[0] - _slack(self.best[0])
+
+    def _is_legal(self, stage: int, plan: tuple[int, ...], choice: int) -> bool:
+        return all(table[plan[other], choice] for other, table in self.tables[stage] if other < stage)
+
+    def _consider(self, plan: tuple[int, ...], score: float) -> None:
+        peak = self.problem.peak(plan)
+        if peak > self.limit or plan in self.problem.excluded:
+            return
+        if self.best is None or self._rank(score, peak, plan) > self._rank(*self.best):
+            self.best = (score, peak, plan)
+
+    def _rank(self, score: float, peak: float, plan: tuple[int, ...]) -> tuple[float, float, tuple[int, ...]]:
+        return (-peak, score, plan) if self.shrink else (round(score, 6), -peak, plan)
+
+
+def _slack(score: float) -> float:
+    return 1e-9 * abs(score)
+
+
+def _symmetric(legal: dict[tuple[int, int], np.ndarray]) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Each table once for either order, so that it is checked when the later of its two stages is assigned."""
+    for (a, b), table in legal.items():
+        yield (a, b), table
+        yield (b, a), table.T
+
+
+def _without_dominated_steps(problem: PlanningProblem) -> tuple[np.ndarray, list[Matrix]]:
+    """Only the steps that can be the peak of some plan: no other step is at least as large at every choice."""
+    features = np.unique(np.vstack([problem.constant[None], *problem.usage]).T, axis=0)
+    order = np.argsort(-features.sum(axis=1))
+    kept: list[np.ndarray] = []
+    for row in features[order]:
+        if not any((row <= other).all() for other in kept):
+            kept.append(row)
+    columns = np.array(kept).T.reshape(features.shape[1], -1)
+    splits = np.cumsum([1, *(len(u) for u in problem.usage)])[:-1]
+    constant, *usage = np.split(columns, splits)
+    return constant[0], usage
+
+
+def plan_from_factors(problem: PlanningProblem, factors: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
+    """The plan with exactly these factors.
+
+    Raises:
+        PlanError: a factor that its stage does not allow, or a pair no transition can take; the stage is named.
+    """
+    plan = []
+    for factor, choices, name in zip(factors, problem.choices, names, strict=True):
+        if factor not in choices:
+            raise PlanError(f"stage {name} cannot take factor {factor}; it allows {', '.join(map(str, choices))}")
+        plan.append(choices.index(factor))
+    for (a, b), table in problem.legal.items():
+        if not table[plan[a], plan[b]]:
+            raise PlanError(
+                f"no stride leads from {names[a]} at factor {factors[a]} to {names[b]} at factor {factors[b]}; "
+                "from one stage to the next a factor can fall by no more than the stride between them"
+            )
+    return tuple(plan)

@@ -1,0 +1,152 @@
+"""Scaling: how a recorded network shrinks with its pooling factors, as the planning problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from redistill.memory import Buffer, counts_transients, lifetimes
+from redistill.planning import FACTORS, ConditionalRows, Matrix, PlanningProblem
+from redistill.recording import GraphRecord, Operation
+from redistill.red import red_overhead
+from redistill.stages import StageGraph, growth_exponent
+from redistill.taps import SIDES, Crossing, tap_activity, tap_name
+
+
+class ScalingModel:
+    """Bytes and operations of each stage of a network as functions of its pooling factor."""
+
+    def __init__(self, stages: StageGraph, convention: str, choices: Sequence[Sequence[int]]) -> None:
+        self.stages = stages
+        self.convention = convention
+        self.choices = tuple(tuple(c) for c in choices)
+        self.steps = len(stages.record.operations)
+        self.step_of = {o.node: t for t, o in enumerate(stages.record.operations)}
+        self.buffers = lifetimes(stages.record, convention)
+        self._grown = _match_storages(stages.record, stages.grown)
+
+    def problem(self, crossings: Sequence[Crossing] = (), without_taps: frozenset[str] = frozenset()) -> PlanningProblem:
+        """The planning problem; with ``crossings``, the memory of the RED blocks at their taps is part of it."""
+        constant, usage = self._rows(self.buffers)
+        if counts_transients(self.convention):
+            self._add_transients(constant, usage)
+        taps = [
+            self._tap_rows(c, side, crossings)
+            for c in crossings
+            for side in SIDES
+            if tap_name(c.module, side) not in without_taps
+        ]
+        return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), tuple(taps))
+
+    def _rows(self, buffers: Sequence[Buffer]) -> tuple[np.ndarray, tuple[Matrix, ...]]:
+        constant = np.zeros(self.steps)
+        usage = tuple(np.zeros((len(c), self.steps)) for c in self.choices)
+        for buffer in buffers:
+            stage, sizes = self.sizes(buffer)
+            span = slice(buffer.born, buffer.dies + 1)
+            if stage is None:
+                constant[span] += buffer.bytes
+            else:
+                usage[stage][:, span] += sizes[:, None]
+        return constant, usage
+
+    def sizes(self, buffer: Buffer) -> tuple[int | None, np.ndarray]:
+        """The stage a buffer belongs to (None if it does not scale) and its bytes at each of the stage's factors."""
+        stage = self.stages.stage_of.get(buffer.node)
+        exponent = growth_exponent(buffer.bytes, self._grown.get(buffer.storage, buffer.bytes))
+        if stage is None or exponent == 0:
+            return None, np.empty(0)
+        grid = buffer.shape[2:] if len(buffer.shape) == 4 and exponent == 1 else self.stages.stages[stage].grid
+        return stage, buffer.bytes * self._shares(stage, grid) ** exponent
+
+    def _shares(self, stage: int, grid: Sequence[int]) -> np.ndarray:
+        """The part of a grid's cells that is left at each factor, sides rounded up as padded convolutions do."""
+        height, width = grid
+        return np.array([-(-height // d) * -(-width // d) / (height * width) for d in self.choices[stage]])
+
+    def _add_transients(self, constant: np.ndarray, usage: tuple[Matrix, ...]) -> None:
+        for step, operation in enumerate(self.stages.record.operations):
+            stage = self.stages.stage_of.get(operation.node)
+            if stage is None:
+                constant[step] += operation.transient_bytes
+            else:
+                exponent = growth_exponent(operation.transient_bytes, self._operation_grown(step).transient_bytes)
+                shares = self._shares(stage, self.stages.stages[stage].grid) ** exponent
+                usage[stage][:, step] += operation.transient_bytes * shares
+
+    def _operation_grown(self, step: int) -> Operation:
+        return self.stages.grown.operations[step]
+
+    def _macs(self) -> tuple[np.ndarray, ...]:
+        totals = tuple(np.zeros(len(c)) for c in self.choices)
+        by_input = {t.node: t.source for t in self.stages.transitions if t.operator == "transposed"}
+        for step, operation in enumerate(self.stages.record.operations):
+            stage = by_input.get(operation.node, self.stages.stage_of.get(operation.node))
+            exponent = growth_exponent(operation.macs, self._operation_grown(step).macs)
+            if stage is not None and exponent:
+                totals[stage][:] += operation.macs * self._shares(stage, self.stages.stages[stage].grid) ** exponent
+        return totals
+
+    def _legal(self) -> dict[tuple[int, int], np.ndarray]:
+        tables: dict[tuple[int, int], np.ndarray] = {}
+        for t in self.stages.transitions:
+            if t.source == t.target:
+                continue
+            table = np.array([[t.is_legal(x, y) for y in self.choices[t.target]] for x in self.choices[t.source]])
+            key = (t.source, t.target)
+            tables[key] = tables[key] & table if key in tables else table
+        return tables
+
+    def _tap_rows(self, crossing: Crossing, side: str, crossings: Sequence[Crossing]) -> ConditionalRows:
+        """While a RED block runs: what outlives the tapped node, and what the block needs beside it."""
+        step = self.step_of[crossing.node(side)]
+        after = [b for b in self.buffers if b.born <= step < b.dies]
+        constant, usage = self._rows(after)
+        rows = [u[:, step : step + 1].copy() for u in usage]
+        stage = crossing.stage(side)
+        rows[stage] += (self._map_bytes(crossing, side) * red_overhead(self.convention))[:, None]
+        rows[0] += constant[step]
+        active = tap_activity(crossing, side, crossings, self.stages, self.choices)
+        return ConditionalRows(tap_name(crossing.module, side), crossing.source, crossing.target, active, tuple(rows))
+
+    def _map_bytes(self, crossing: Crossing, side: str) -> np.ndarray:
+        """Bytes of the tapped map at each factor of its stage."""
+        operation = self.stages.record.operations[self.step_of[crossing.node(side)]]
+        storages = self.stages.record.storages
+        per_value = next(s.bytes / max(1, int(np.prod(s.shape))) for s in storages if s.is_input and len(s.shape) == 4)
+        stage = crossing.stage(side)
+        return float(np.prod(operation.shape)) * per_value * self._shares(stage, operation.shape[2:])
+
+
+def candidate_factors(stages: StageGraph, restore_deepest: bool = True) -> tuple[tuple[int, ...], ...]:
+    """The factors each stage may take: 1 where it is fixed, no more than its side, and 1 for the deepest stage.
+
+    Restoring the grid of the deepest stage keeps what the teacher's head has learnt to read.
+    """
+    inner = [s for s in stages.free if s.fixed is None]
+    deepest = min(inner, key=lambda s: (s.grid[0] * s.grid[1], -s.index), default=None)
+    return tuple(
+        (1,)
+        if stage.fixed or stage.boundary or (restore_deepest and stage is deepest)
+        else tuple(d for d in FACTORS if d <= min(stage.grid))
+        for stage in stages.stages
+    )
+
+
+def _match_storages(record: GraphRecord, grown: GraphRecord) -> dict[int, int]:
+    """Bytes at the larger size for each storage of ``record``, matched by the node that makes it."""
+    larger: dict[tuple[str, int], int] = {}
+    for key, index in _keys(grown):
+        larger[key] = grown.storages[index].bytes
+    return {index: larger[key] for key, index in _keys(record) if key in larger}
+
+
+def _keys(record: GraphRecord) -> list[tuple[tuple[str, int], int]]:
+    seen: dict[str, int] = {}
+    keys = []
+    for index, storage in enumerate(record.storages):
+        ordinal = seen.get(storage.node, 0)
+        seen[storage.node] = ordinal + 1
+        keys.append(((storage.node, ordinal), index))
+    return keys

@@ -1,0 +1,235 @@
+"""The student: an ordinary module that fits the budget, and its folder on disk."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from redistill import recipe
+from redistill.capture import capture
+from redistill.errors import TapError
+from redistill.memory import MemoryProfile
+from redistill.operators import IN_PLACE_FUNCTIONS, module_of
+from redistill.planning import PoolingPlan
+from redistill.report import Comparison, render
+from redistill.stages import Stage
+from redistill.taps import Tap
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shape and type of an example input."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def example(self) -> Tensor:
+        """Zeros of that shape and type."""
+        return torch.zeros(self.shape, dtype=getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a student comes from and how it was made: all that is needed to make it again."""
+
+    teacher: str
+    model: str | None
+    weights: str
+    inputs: tuple[InputSpec, ...]
+    budget: str | None
+    convention: str
+    dtype: str | None
+    init: str
+    reorder: bool
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StudentRecord:
+    """What a student knows of itself."""
+
+    plan: PoolingPlan
+    taps: tuple[Tap, ...]
+    stages: tuple[Stage, ...]
+    teacher_profile: MemoryProfile
+    profile: MemoryProfile
+    reentry: str | None
+    provenance: Provenance
+
+
+class Student(GraphModule):
+    """A teacher rewritten to fit a budget of peak activation memory.
+
+    An ordinary module: its state dict keeps the teacher's keys, RED blocks come under ``red.*``; there are no hooks.
+    ``tapped()`` and ``teacher_tapped()`` give modules over the same weights whose outputs include the taps. What it
+    knows of itself is in ``record``, and each part of that under its own name too, unless the teacher has a submodule
+    so called.
+    """
+
+    plan: PoolingPlan
+    taps: tuple[Tap, ...]
+    stages: tuple[Stage, ...]
+    teacher_profile: MemoryProfile
+    profile: MemoryProfile
+    reentry: str | None
+    provenance: Provenance
+
+    def __init__(self, root: Any, graph: Graph, class_name: str = "Student") -> None:
+        super().__init__(root, graph, class_name)
+
+    @classmethod
+    def from_graph(cls, graph_module: GraphModule, record: StudentRecord) -> Student:
+        """Take over the modules and graph of ``graph_module``."""
+        student = cls(graph_module, graph_module.graph)
+        student.meta["student"] = record
+        return student
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            record = self.__dict__.get("meta", {}).get("student")
+            if record is None or name not in StudentRecord.__dataclass_fields__:
+                raise
+            return getattr(record, name)
+
+    @property
+    def record(self) -> StudentRecord:
+        """All that the student knows of itself."""
+        found = self.meta["student"]
+        assert isinstance(found, StudentRecord)
+        return found
+
+    def tapped(self, features: Mapping[str, str] | None = None) -> GraphModule:
+        """A module over the student's own weights that also returns what stands at the taps.
+
+        Args:
+            features: further graph nodes to return, by the name they shall have.
+
+        Returns:
+            A module whose forward yields ``(output, {name: tensor})``: the output of each tap's RED block, and features.
+        """
+        places = {n.meta["tap"]: n.name for n in self.graph.nodes if "tap" in n.meta} | dict(features or {})
+        return with_outputs(self, places)
+
+    def teacher_tapped(
+        self, teacher: nn.Module, features: Mapping[str, str] | None = None, output: bool = True
+    ) -> GraphModule:
+        """The teacher's side of ``tapped()``: a module over the teacher's own weights, run only as deep as is needed.
+
+        Args:
+            teacher: the teacher (or any module of the same architecture).
+            features: further graph nodes to return, by the name they shall have.
+            output: whether the teacher's output is wanted; None is returned in its place otherwise.
+        """
+        inputs = tuple(spec.example() for spec in self.record.provenance.inputs)
+        device = next((p.device for p in teacher.parameters()), None)
+        graph_module = capture(teacher, tuple(x.to(device) for x in inputs), check=False).graph_module
+        places = {tap.name: tap.teacher_node for tap in self.record.taps} | dict(features or {})
+        return with_outputs(graph_module, places, output)
+
+    def report(self) -> str:
+        """The terminal report: teacher and student side by side."""
+        return render(self.comparison())
+
+    def comparison(self) -> Comparison:
+        """What the reports show."""
+        record, origin = self.record, self.record.provenance
+        return Comparison(
+            title=origin.model or origin.teacher,
+            input=" and ".join("x".join(map(str, spec.shape)) for spec in origin.inputs),
+            convention=origin.convention,
+            dtype=origin.dtype,
+            teacher=record.teacher_profile,
+            student=record.profile,
+            stages=record.stages,
+            plan=record.plan,
+            taps=record.taps,
+            notes=origin.notes,
+            seconds=origin.seconds,
+            weights=origin.weights,
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the student's recipe and weights to ``directory``, whole or not at all.
+
+        Raises:
+            StudentError: the folder cannot be written, or holds something that is not a student.
+        """
+        return recipe.write(Path(directory), to_recipe(self.record), self)
+
+
+def with_outputs(graph_module: GraphModule, places: Mapping[str, str], output: bool = True) -> GraphModule:
+    """A module over the same weights whose forward yields ``(output, {name: value of the node})``.
+
+    A node that a later in-place operation overwrites is returned as a copy of what it was.
+
+    Raises:
+        TapError: a node that the graph does not have.
+    """
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    result = graph.graph_copy(graph_module.graph, copies)
+    by_name = {old.name: new for old, new in copies.items()}
+    missing = [node for node in places.values() if node not in by_name]
+    if missing:
+        raise TapError(f"{type(graph_module).__name__} has no graph node {', '.join(missing)}")
+    overwritten = {old.name for old in copies if any(_writes_over(user, old) for user in old.users)}
+    extra = {name: _copied(by_name[node]) if node in overwritten else by_name[node] for name, node in places.items()}
+    graph.output((result if output else None, extra))
+    graph.eliminate_dead_code(is_impure_node=_must_stay)
+    module = GraphModule(graph_module, graph, f"{type(graph_module).__name__}WithTaps")
+    module.training = graph_module.training
+    return module
+
+
+def _copied(node: Node) -> Node:
+    """A copy of the node's value, taken at once."""
+    with node.graph.inserting_after(node):
+        return node.graph.call_method("clone", (node,))
+
+
+def _writes_over(user: Node, node: Node) -> bool:
+    if user.op == "call_module":
+        return bool(getattr(module_of(user), "inplace", False))
+    in_place = user.kwargs.get("inplace", False) or (
+        user.op == "call_method" and str(user.target).endswith("_") or user.target in IN_PLACE_FUNCTIONS
+    )
+    return bool(in_place) and bool(user.args) and user.args[0] is node
+
+
+def _must_stay(node: Node) -> bool:
+    return node.op in ("placeholder", "output") or node.target is operator.setitem
+
+
+def to_recipe(record: StudentRecord) -> dict[str, Any]:
+    """The record as plain data: what is needed to make the student again, and what a reader wants to know."""
+    origin = record.provenance
+    return {
+        "teacher": origin.teacher,
+        "model": origin.model,
+        "weights_of_teacher": origin.weights,
+        "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in origin.inputs],
+        "budget": origin.budget,
+        "convention": origin.convention,
+        "dtype": origin.dtype,
+        "objective": record.plan.objective,
+        "reorder": origin.reorder,
+        "init": origin.init,
+        "peak_bytes": {"teacher": record.teacher_profile.peak_bytes, "student": record.plan.peak_bytes},
+        "plan": [
+            {"stage": s.name, "grid": list(s.grid), "factor": record.plan.by_stage[s.index]}
+            for s in record.stages
+            if not s.boundary
+        ],
+        "taps": [{"student": tap.student, "teacher": tap.teacher} for tap in record.taps],
+        "notes": list(origin.notes),
+    }
