@@ -257,7 +257,7 @@ class Loop:
             network.load_state_dict(self.average.values)
         last = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.accelerator.wait_for_everyone()
-        network.load_state_dict(torch.load(self.folder / BEST, map_location=self.accelerator.device, weights_only=True))
+        network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
         best = self._measure(task.validation_set), self._measure(task.test_set)
         network.load_state_dict(last)
         metrics = self._measure(task.validation_set), self._measure(task.test_set)
