@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ class ClassifierTask(Task):
         targets: how labels are smoothed and blended.
         config: the weights of the losses.
         student: how the network shows its features; only its output by default.
-        teacher: the frozen teacher, needed where there are methods; not registered, hence in no checkpoint.
+        teachers: the frozen teachers by name, where there are methods; not registered, hence in no checkpoint.
         distillation: the methods, built already.
     """
 
@@ -39,14 +39,15 @@ class ClassifierTask(Task):
         data: DataSets,
         targets: TargetsConfig,
         config: DistillationConfig | None = None,
-        student: Any = None,
-        teacher: Any = None,
+        student: View | None = None,
+        teachers: Mapping[str, View] | None = None,
         distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.distillation = distillation or Distillation()
-        self.views: tuple[View, View | None] = (student or PlainView(network), teacher)
+        self.show_student: View = student or PlainView(network)
+        self.show_teachers = dict(teachers or {})
         self.train_set, self.validation_set, self.test_set = data.train, data.validation, data.test
         self.smoothing, self.weight = targets.label_smoothing, 1.0 if config is None else config.task
         self.two_stage = self.distillation.two_stage
@@ -59,18 +60,15 @@ class ClassifierTask(Task):
     def forward(self, batch: Batch, epoch: float = 0.0, first_stage: bool = False) -> Losses:
         """The weighted cross-entropy ("task") and distillation losses of a batch."""
         inputs, targets = self._blended(batch)
-        show_student, show_teacher = self.views
-        student = show_student(inputs)
+        student = self.show_student(inputs)
         losses: Losses = {}
         if self.weight > 0 and not first_stage and student.logits is not None:
             task = F.cross_entropy(student.logits, targets.classes, label_smoothing=self.smoothing)
             losses["task"] = self.weight * task
-        if show_teacher is None:
-            return losses
-        teacher = show_teacher(inputs)
+        teachers = {name: show(inputs) for name, show in self.show_teachers.items()}
         if first_stage:
-            return self.distillation.initialise(student, teacher, targets)
-        return {**losses, **self.distillation(student, teacher, targets, epoch)}
+            return self.distillation.initialise(student, teachers, targets)
+        return {**losses, **self.distillation(student, teachers, targets, epoch)}
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Top-1, top-5 and cross-entropy of each image, in percent and nats."""
@@ -86,7 +84,7 @@ class ClassifierTask(Task):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(device=device)
         self.network.to(memory_format=layout)
-        for view in self.views:
+        for view in (self.show_student, *self.show_teachers.values()):
             module = getattr(view, "module", None)
             if isinstance(module, nn.Module):
                 module.to(device=device)
@@ -117,6 +115,8 @@ def make_blend(targets: TargetsConfig, classes: int) -> Callable[[Tensor, Tensor
 
 def check_targets(targets: TargetsConfig, distillation: Distillation) -> None:
     """Refuse methods that need single labels where images are blended."""
-    for name, method in distillation.parts():
-        if targets.mixing != "none" and Need.HARD_LABELS in method.needs:
-            raise ConfigError(f"{name} contrasts single images and cannot use blended ones; --set targets.mixing=none")
+    for part in distillation.parts:
+        if targets.mixing != "none" and Need.HARD_LABELS in part.method.needs:
+            raise ConfigError(
+                f"{part.label} contrasts single images and cannot use blended ones; --set targets.mixing=none"
+            )

@@ -17,7 +17,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,23 @@ import torchvision
 import yaml
 from torch import nn
 
-from redistill.errors import RedistillError
+import redistill
+from redistill.errors import ConfigError, RedistillError
 from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes, warn_of_missing_processes
 from redistill.trainers.checkpoint import write_atomically
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.config import differences, load, packaged, resolved
 from redistill.trainers.data import DataSets, open_data
-from redistill.trainers.distillation import METHODS, Distillation
+from redistill.trainers.distillation import MAIN, METHODS, Distillation
 from redistill.trainers.errors import CheckpointError
 from redistill.trainers.loop import Loop, Outcome
 from redistill.trainers.record import table
 from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.students import deliver, obtain_student
-from redistill.trainers.teachers import obtain_teacher
-from redistill.trainers.views import StudentView, TeacherView
+from redistill.trainers.suggestions import suggest
+from redistill.trainers.teachers import obtain_teachers
+from redistill.trainers.views import StudentView, view_teacher
 
 SMOKE = "digits/smoke.yaml"
 PROBE = 32
@@ -55,9 +57,9 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
     """
     write_configuration(config, folder, resume)
     data = open_data(config.data, config.run.seed)
-    teacher = obtain_teacher(config, data, folder)
-    student = obtain_student(config, teacher, data)
-    task = make_task(config, data, teacher, student)
+    teachers = obtain_teachers(config, data, folder)
+    student = obtain_student(config, teachers[MAIN], data)
+    task = make_task(config, data, teachers, student)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)
     summary = summarise(task, outcome)
@@ -67,18 +69,28 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
     return summary
 
 
-def make_task(config: ClassifierConfig, data: DataSets, teacher: nn.Module, student: nn.Module) -> ClassifierTask:
-    """Connect student and teacher by the methods that are asked for."""
+def make_task(
+    config: ClassifierConfig, data: DataSets, teachers: Mapping[str, nn.Module], student: nn.Module
+) -> ClassifierTask:
+    """Connect student and teachers by the methods that are asked for."""
     distillation = Distillation(config.distillation.methods)
-    if not distillation.parts():
+    if not distillation.parts:
         return ClassifierTask(student, data, config.targets, config.distillation)
-    needs = distillation.needs
-    views = StudentView(student, needs), TeacherView(student, teacher, needs)
+    if not isinstance(student, redistill.Student):
+        raise ConfigError("methods need a student with taps; set student.budget, student.factors or student.folder")
+    for name in distillation.teachers:
+        if name not in teachers:
+            raise ConfigError(f"distillation: there is no teacher {name!r}{suggest(name, teachers)}")
+    show_student = StudentView(student, distillation.needs)
+    show_teachers = {
+        name: view_teacher(student, teachers[name], needs) for name, needs in distillation.teachers.items()
+    }
     images = torch.stack([data.calibration[index]["inputs"] for index in range(min(PROBE, len(data.calibration)))])
     student.eval()
     with torch.no_grad(), seeding.seeded(config.run.seed, "helpers"):
-        distillation.build(views[0](images), views[1](images), data.training_set)
-    return ClassifierTask(student, data, config.targets, config.distillation, *views, distillation)
+        shown = {name: show(images) for name, show in show_teachers.items()}
+        distillation.build(show_student(images), shown, data.training_set)
+    return ClassifierTask(student, data, config.targets, config.distillation, show_student, show_teachers, distillation)
 
 
 def summarise(task: ClassifierTask, outcome: Outcome) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Configuration files: YAML read into frozen dataclasses, with errors that name the nearest known key.
 
-A file may name another one as its `base` and then says only what differs. Names resolve to the packaged experiments
-(`digits/smoke.yaml`) or to paths.
+A file may name another one, or several, as its `base` and then says only what differs. Names resolve to the packaged
+experiments (`digits/smoke.yaml`) or to paths.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 from redistill.errors import ConfigError
+from redistill.trainers.suggestions import suggest
 
 Config = TypeVar("Config")
 Raw = dict[str, Any]
@@ -35,7 +35,7 @@ def load(kind: type[Config], name: str, overrides: Sequence[str] = ()) -> Config
 def packaged() -> dict[str, str]:
     """The packaged experiments: name to its one-line description (the file's first comment)."""
     root = _package_folder()
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml") if path.name[0] != "_")
     return {name: (root / name).read_text().splitlines()[0].lstrip("# ").strip() for name in names}
 
 
@@ -48,8 +48,11 @@ def read_file(name: str) -> Raw:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds a {type(raw).__name__}; a configuration is a mapping of sections")
-    base = raw.pop(BASE, None)
-    return raw if base is None else merge(read_file(str(base)), raw)
+    bases = raw.pop(BASE, None) or []
+    merged: Raw = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, read_file(str(base)))
+    return merge(merged, raw)
 
 
 def find_file(name: str) -> Path:
@@ -58,7 +61,7 @@ def find_file(name: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise ConfigError(f"there is no file {name!r} and no packaged experiment of that name{_hint(name, packaged())}")
+    raise ConfigError(f"there is no file {name!r} and no packaged experiment of that name{suggest(name, packaged())}")
 
 
 def merge(base: Raw, changes: Raw) -> Raw:
@@ -102,7 +105,7 @@ def read(kind: type[Config], raw: Mapping[str, Any], where: str = "") -> Config:
     names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
     for key in raw:
         if key not in names:
-            raise ConfigError(f"unknown key {_join(where, str(key))!r}{_hint(str(key), names)}")
+            raise ConfigError(f"unknown key {_join(where, str(key))!r}{suggest(str(key), names)}")
     return kind(**{key: _convert(hints[key], value, _join(where, key)) for key, value in raw.items()})
 
 
@@ -183,9 +186,3 @@ def _package_folder() -> Path:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
-
-
-def _hint(word: str, known: typing.Iterable[str]) -> str:
-    names = list(known)
-    nearest = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; choose from {', '.join(names)}"

@@ -157,7 +157,7 @@ class TeacherConfig:
         recipe: how the teacher is trained here where it has no weights.
     """
 
-    model: str = "redistill.trainers.networks:small"
+    model: str = "redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.25"
     weights: str | None = None
     recipe: RecipeConfig | None = None
 
@@ -170,6 +170,8 @@ class StudentConfig:
         budget: peak activation memory, such as "4x" or "512KiB"; none for the architecture as it is.
         factors: explicit pooling factors, one a stage, instead of a budget.
         folder: a saved student instead of either.
+        model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
+        weights: a state dict of that architecture.
         start: from the teacher's weights or from scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
@@ -179,6 +181,8 @@ class StudentConfig:
     budget: str | None = "4x"
     factors: tuple[int, ...] | None = None
     folder: str | None = None
+    model: str | None = None
+    weights: str | None = None
     convention: str = "deploy"
     objective: str = "macs"
     taps: str = "auto"
@@ -231,11 +235,12 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """A whole classifier experiment."""
+    """A whole classifier experiment. Further teachers, by name, are listened to by methods labelled `method@name`."""
 
     data: DataConfig = DataConfig()
     targets: TargetsConfig = TargetsConfig()
     teacher: TeacherConfig = TeacherConfig()
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
     recipe: RecipeConfig = RecipeConfig()

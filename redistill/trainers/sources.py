@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from redistill.errors import ConfigError
-from redistill.trainers.config import _hint
 from redistill.trainers.errors import DataError
 from redistill.trainers.settings import DataConfig
+from redistill.trainers.suggestions import suggest
 
 TEST_SHARE = 5  # every fifth of scikit-learn's digits is a test image
 
@@ -43,7 +43,7 @@ class Source:
 def open_source(config: DataConfig) -> Source:
     """The data set of that name; says where missing files were looked for, and how to get them."""
     if config.name not in SOURCES:
-        raise ConfigError(f"data.name: there is no data set {config.name!r}{_hint(config.name, SOURCES)}")
+        raise ConfigError(f"data.name: there is no data set {config.name!r}{suggest(config.name, SOURCES)}")
     try:
         return SOURCES[config.name](config)
     except (FileNotFoundError, RuntimeError) as error:

@@ -24,9 +24,11 @@ def obtain_student(config: ClassifierConfig, teacher: nn.Module, data: DataSets)
     student = config.student
     example = data.calibration[0]["inputs"][None]
     with seeding.seeded(config.run.seed, "student"):
-        origin = teacher if student.start == "teacher" else load_model(config.teacher.model, "random")
-        made = _make(student, config.teacher.model, origin, example)
-    if student.recalibrate and student.start == "teacher":
+        spec = student.model or config.teacher.model
+        inherits = student.start == "teacher" and student.model is None
+        origin = teacher if inherits else load_model(spec, student.weights or "random")
+        made = _make(student, spec, origin, example)
+    if student.recalibrate and (inherits or student.weights is not None):
         recalibrate(made, data, student.recalibrate, config.recipe.batch_size)
     return made
 

@@ -9,52 +9,51 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ModelError
 from redistill.models import load_model
 from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import write_atomically
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.data import DataSets
+from redistill.trainers.distillation import MAIN
 from redistill.trainers.loop import Loop
-from redistill.trainers.settings import ClassifierConfig
+from redistill.trainers.settings import ClassifierConfig, RecipeConfig, TeacherConfig
 
 WEIGHTS = "weights.safetensors"
 
 logger = logging.getLogger(__name__)
 
 
-def obtain_teacher(config: ClassifierConfig, data: DataSets, folder: Path) -> nn.Module:
-    """The teacher with its weights; trains it first where they are missing and there is a recipe.
+def obtain_teachers(config: ClassifierConfig, data: DataSets, folder: Path) -> dict[str, nn.Module]:
+    """The main teacher and all others, by name; each is kept in a folder of its name unless it has a file."""
+    wanted = {MAIN: config.teacher, **config.teachers}
+    return {name: obtain_teacher(config, teacher, data, folder / name) for name, teacher in wanted.items()}
 
-    The weights are written to `teacher.weights`, or into the run's folder; a teacher whose training was stopped
+
+def obtain_teacher(config: ClassifierConfig, teacher: TeacherConfig, data: DataSets, folder: Path) -> nn.Module:
+    """A teacher with its weights; trains it first where they are missing and there is a recipe.
+
+    The weights are written to the teacher's `weights`, or into the folder; a teacher whose training was stopped
     continues where it was.
     """
-    teacher, path = config.teacher, weights_path(config, folder)
-    source = teacher.weights if teacher.weights == "pretrained" else path
+    path = Path(teacher.weights).expanduser() if teacher.weights is not None else folder / WEIGHTS
+    source = teacher.weights if teacher.weights in ("pretrained", "random") else path
     if teacher.recipe is not None and source == path and not path.is_file():
-        train_teacher(config, data, folder, path)
+        train_teacher(config, teacher.model, teacher.recipe, data, folder, path)
     elif teacher.recipe is None and teacher.weights is None:
         return checked(load_model(teacher.model), teacher.model, data)
     return checked(load_model(teacher.model, source), teacher.model, data)
 
 
-def weights_path(config: ClassifierConfig, folder: Path) -> Path:
-    """Where the teacher's weights are or will be."""
-    given = config.teacher.weights
-    return Path(given).expanduser() if given is not None else folder / "teacher" / WEIGHTS
-
-
-def train_teacher(config: ClassifierConfig, data: DataSets, folder: Path, path: Path) -> None:
-    """Train the teacher from scratch by its recipe, and write its weights."""
-    recipe = config.teacher.recipe
-    if recipe is None:
-        raise ConfigError(f"teacher.weights: there is no file {path}, and no teacher.recipe to train it by")
-    with seeding.seeded(config.run.seed, "teacher"):
-        model = checked(load_model(config.teacher.model, "random"), config.teacher.model, data)
-    logger.info("training the teacher %s for %d epochs into %s", config.teacher.model, recipe.epochs, path)
-    place = folder / "teacher"
-    loop = Loop(ClassifierTask(model, data, config.targets), recipe, config.run, place, config.data.workers)
+def train_teacher(
+    config: ClassifierConfig, spec: str, recipe: RecipeConfig, data: DataSets, folder: Path, path: Path
+) -> None:
+    """Train a teacher from scratch by its recipe, and write its weights."""
+    with seeding.seeded(config.run.seed, "teacher", spec):
+        model = checked(load_model(spec, "random"), spec, data)
+    logger.info("training the teacher %s for %d epochs into %s", spec, recipe.epochs, path)
+    loop = Loop(ClassifierTask(model, data, config.targets), recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=bool(loop.checkpoints.all()))
     logger.info("teacher: top-1 %.2f %% on the test set", outcome.test["top1"])
     if processes().is_main_process:

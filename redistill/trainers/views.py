@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from redistill.student import Student
 from redistill.trainers.distillation import Need, Outputs
+from redistill.trainers.pairing import is_architecture_of, pair_by_grid
 
 STAGE, PREACTIVATION, REENTRY = "stage:", "preactivation:", "reentry:"
 
@@ -16,7 +17,7 @@ STAGE, PREACTIVATION, REENTRY = "stage:", "preactivation:", "reentry:"
 class StudentView:
     """The student with its taps and features as outputs of the graph; gradients flow through all of them."""
 
-    def __init__(self, student: Any, needs: frozenset[Need]) -> None:
+    def __init__(self, student: Student, needs: frozenset[Need]) -> None:
         self.module: nn.Module = student.tapped(features=wanted_nodes(student, needs))
 
     def __call__(self, inputs: Tensor) -> Outputs:
@@ -25,15 +26,13 @@ class StudentView:
 
 
 class TeacherView:
-    """The frozen teacher, run only as deep as some tap, feature or logit needs, under inference mode.
+    """A frozen teacher, run only as deep as some tap, feature or logit needs, under inference mode.
 
     What it gives are copies made outside of inference mode, which a student's backward pass may keep.
     """
 
-    def __init__(self, student: Any, teacher: nn.Module, needs: frozenset[Need]) -> None:
-        freeze(teacher)
-        nodes = wanted_nodes(student, needs)
-        self.module: nn.Module = student.teacher_tapped(teacher, features=nodes, output=Need.LOGITS in needs)
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
 
     def __call__(self, inputs: Tensor) -> Outputs:
         """Run the teacher: inputs [B, C, H, W]; no gradient."""
@@ -41,6 +40,15 @@ class TeacherView:
             output, maps = self.module(inputs)
         logits = None if output is None else output.clone()
         return sort_outputs(logits, {name: value.clone() for name, value in maps.items()})
+
+
+def view_teacher(student: Student, teacher: nn.Module, needs: frozenset[Need]) -> TeacherView:
+    """The teacher as the student's methods see it; of another architecture it is seen through nodes of equal grids."""
+    teacher.eval().requires_grad_(False)
+    output = Need.LOGITS in needs
+    if is_architecture_of(student, teacher):
+        return TeacherView(student.teacher_tapped(teacher, features=wanted_nodes(student, needs), output=output))
+    return TeacherView(pair_by_grid(student, teacher, wanted_nodes(student, needs), output))
 
 
 class PlainView:
@@ -57,12 +65,7 @@ class PlainView:
 View = Callable[[Tensor], Outputs]
 
 
-def freeze(teacher: nn.Module) -> None:
-    """Eval mode, no gradients."""
-    teacher.eval().requires_grad_(False)
-
-
-def wanted_nodes(student: Any, needs: frozenset[Need]) -> dict[str, str]:
+def wanted_nodes(student: Student, needs: frozenset[Need]) -> dict[str, str]:
     """Graph nodes to be shown besides the taps, by the names under which they come out."""
     nodes: dict[str, str] = {}
     stages = [stage for stage in student.stages if not stage.boundary]

@@ -110,7 +110,7 @@ def test_every_packaged_experiment_is_read_and_described(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_switched_on(method):
     config = load(ClassifierConfig, "digits/smoke.yaml", [f"distillation.methods={method}"])
-    assert [name for name, _ in Distillation(config.distillation.methods).parts()] == [method]
+    assert [part.label for part in Distillation(config.distillation.methods).parts] == [method]
 
 
 def test_differences_are_named():

@@ -1,6 +1,6 @@
 """Distillation methods, one a file, behind one interface: :class:`DistillationMethod`."""
 
-from redistill.trainers.distillation.combination import METHODS, Distillation, Share, create
+from redistill.trainers.distillation.combination import MAIN, METHODS, Distillation, Share, create
 from redistill.trainers.distillation.method import (
     DistillationMethod,
     Losses,
@@ -11,6 +11,7 @@ from redistill.trainers.distillation.method import (
 )
 
 __all__ = [
+    "MAIN",
     "METHODS",
     "Distillation",
     "DistillationMethod",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,7 @@ from redistill.trainers.distillation.rkd import RKD
 from redistill.trainers.distillation.sp import SP
 from redistill.trainers.distillation.stage import Stage
 from redistill.trainers.distillation.vid import VID
+from redistill.trainers.suggestions import suggest
 
 _OURS: tuple[type[DistillationMethod], ...] = (RED, Stage, KD, MSE, Reentry)
 _FEATURES: tuple[type[DistillationMethod], ...] = (FitNet, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD, KDSVD)
@@ -44,6 +44,12 @@ METHODS: Mapping[str, type[DistillationMethod]] = {method.name: method for metho
 """Every method by its name."""
 
 COMMON_OPTIONS = ("weight", "warmup")
+
+MAIN = "teacher"
+"""The name of the first teacher."""
+
+Teachers = Outputs | Mapping[str, Outputs]
+"""What one teacher shows, or several by name."""
 
 
 @dataclass(frozen=True)
@@ -58,73 +64,100 @@ class Share:
         return self.weight if epoch >= self.warmup else self.weight * epoch / self.warmup
 
 
+@dataclass(frozen=True)
+class Part:
+    """One method at work: its label, the method, its share, and the teacher it listens to."""
+
+    label: str
+    method: DistillationMethod
+    share: Share
+    teacher: str
+
+
 class Distillation(nn.Module):
     """Methods and their shares. It owns their helper parameters and nothing of the networks.
 
+    A label is a method's name, or `method@teacher` for one of several teachers; the same method may listen to each.
     Losses are computed in float32 whatever the networks' precision: Gram matrices and logarithms need it.
     """
 
     def __init__(self, methods: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         super().__init__()
-        self.shares: dict[str, Share] = {}
+        self.parts: list[Part] = []
         self.methods = nn.ModuleDict()
-        for name, options in (methods or {}).items():
-            self.methods[name], self.shares[name] = create(name, options)
+        for label, options in (methods or {}).items():
+            name, _, teacher = label.partition("@")
+            method, share = create(name, options)
+            self.methods[label] = method
+            self.parts.append(Part(label, method, share, teacher or MAIN))
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What all methods together read."""
-        return frozenset().union(*(method.needs for _, method in self.parts()))
+        """What all methods together read of the student."""
+        return frozenset().union(*(part.method.needs for part in self.parts))
+
+    @property
+    def teachers(self) -> dict[str, frozenset[Need]]:
+        """The teachers listened to, and what is read of each."""
+        found: dict[str, frozenset[Need]] = {}
+        for part in self.parts:
+            found[part.teacher] = found.get(part.teacher, frozenset()) | part.method.needs
+        return found
 
     @property
     def two_stage(self) -> bool:
         """Whether some method has a first stage of its own."""
-        return any(method.two_stage for _, method in self.parts())
+        return any(part.method.two_stage for part in self.parts)
 
-    def parts(self) -> list[tuple[str, DistillationMethod]]:
-        """The methods by name."""
-        return [(name, module) for name, module in self.methods.items() if isinstance(module, DistillationMethod)]
-
-    def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
+    def build(self, student: Outputs, teachers: Teachers, training_set: TrainingSet) -> None:
         """Create every method's helpers for the shapes of these example outputs."""
-        for _, method in self.parts():
-            method.build(student, teacher, training_set)
+        by_name = _by_name(teachers)
+        for part in self.parts:
+            part.method.build(student, by_name[part.teacher], training_set)
 
-    def forward(self, student: Outputs, teacher: Outputs, targets: Targets, epoch: float = 0.0) -> Losses:
+    def forward(self, student: Outputs, teachers: Teachers, targets: Targets, epoch: float = 0.0) -> Losses:
         """The weighted losses of all methods, by "method/place"."""
-        student, teacher = in_float32(student), in_float32(teacher)
         found: Losses = {}
-        with torch.autocast(_device_type(student), enabled=False):
-            for name, method in self.parts():
-                weight = self.shares[name].at(epoch)
-                for place, loss in method.losses(student, teacher, targets).items():
-                    found[f"{name}/{place}"] = weight * loss
+        for part, ours, theirs in self._in_float32(student, teachers):
+            with torch.autocast(device_type(student), enabled=False):
+                losses = part.method.losses(ours, theirs, targets)
+            weight = part.share.at(epoch)
+            found |= {f"{part.label}/{place}": weight * loss for place, loss in losses.items()}
         return found
 
-    def initialise(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
+    def initialise(self, student: Outputs, teachers: Teachers, targets: Targets) -> Losses:
         """The weighted losses of the first stage of two-stage methods."""
-        student, teacher = in_float32(student), in_float32(teacher)
         found: Losses = {}
-        with torch.autocast(_device_type(student), enabled=False):
-            for name, method in self.parts():
-                for place, loss in method.initialise(student, teacher, targets).items():
-                    found[f"{name}/{place}"] = self.shares[name].weight * loss
+        for part, ours, theirs in self._in_float32(student, teachers):
+            with torch.autocast(device_type(student), enabled=False):
+                losses = part.method.initialise(ours, theirs, targets)
+            found |= {f"{part.label}/{place}": part.share.weight * loss for place, loss in losses.items()}
         return found
 
     def extra_parameters(self) -> dict[str, int]:
         """Trainable helper parameters of each method; none of them is deployed."""
-        return {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in self.parts()}
+        return {part.label: sum(p.numel() for p in part.method.parameters() if p.requires_grad) for part in self.parts}
+
+    def _in_float32(self, student: Outputs, teachers: Teachers) -> Iterator[tuple[Part, Outputs, Outputs]]:
+        ours = in_float32(student)
+        theirs = {name: in_float32(outputs) for name, outputs in _by_name(teachers).items()}
+        for part in self.parts:
+            yield part, ours, theirs[part.teacher]
+
+
+def _by_name(teachers: Teachers) -> Mapping[str, Outputs]:
+    return {MAIN: teachers} if isinstance(teachers, Outputs) else teachers
 
 
 def create(name: str, options: Mapping[str, Any]) -> tuple[DistillationMethod, Share]:
     """A method by name, with its options and share; errors name the nearest known word."""
     if name not in METHODS:
-        raise ConfigError(f"distillation: there is no method {name!r}{_hint(name, METHODS)}")
+        raise ConfigError(f"distillation: there is no method {name!r}{suggest(name, METHODS)}")
     kind = METHODS[name]
     known = [*COMMON_OPTIONS, *inspect.signature(kind).parameters]
     for option in options:
         if option not in known:
-            raise ConfigError(f"distillation: {name} has no option {option!r}{_hint(option, known)}")
+            raise ConfigError(f"distillation: {name} has no option {option!r}{suggest(option, known)}")
     own = {option: value for option, value in options.items() if option not in COMMON_OPTIONS}
     share = Share(float(options.get("weight", kind.weight)), float(options.get("warmup", 0.0)))
     return kind(**own), share
@@ -145,14 +178,9 @@ def in_float32(outputs: Outputs) -> Outputs:
     )
 
 
-def _device_type(outputs: Outputs) -> str:
+def device_type(outputs: Outputs) -> str:
+    """Where the outputs are: "cpu", "cuda"."""
     for value in (outputs.logits, outputs.reentry, *outputs.taps.values(), *outputs.stages.values()):
         if value is not None:
             return value.device.type
     return "cpu"
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    nearest = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; choose from {', '.join(names)}"

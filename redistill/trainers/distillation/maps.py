@@ -6,13 +6,13 @@ smaller's height and width. Widths are matched by a 1x1 convolution on the stude
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill.errors import TapError
+from redistill.trainers.suggestions import suggest
 
 Pair = tuple[str, Tensor, Tensor]
 
@@ -29,9 +29,7 @@ def pair(
         )
     for name in only:
         if name not in common:
-            nearest = difflib.get_close_matches(name, common, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {_listed(common)}"
-            raise TapError(f"{method}: there is no stage {name!r} in both networks; {hint}")
+            raise TapError(f"{method}: there is no place {name!r} in both networks{suggest(name, common)}")
     return [(name, student[name], teacher[name]) for name in (only or common)]
 
 

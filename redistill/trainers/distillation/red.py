@@ -5,6 +5,7 @@ The residual-encoder block itself is part of the student; here is only the loss 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -23,25 +24,26 @@ class RED(DistillationMethod):
         cosine   mean_b [ 1 - cos(vec m_s, vec m_t) ]
         mse      mean_bhw (m_s - m_t)^2
 
-    Widths may differ, grids may not.
+    Widths may differ, grids may not. All taps, unless some are chosen: with several teachers each tap may have its own.
     """
 
     name = "red"
     needs = frozenset({Need.TAPS})
     weight = 1.0
 
-    def __init__(self, *, distance: Distance = "cosine") -> None:
+    def __init__(self, *, distance: Distance = "cosine", taps: Sequence[str] = ()) -> None:
         super().__init__()
+        self.taps = tuple(taps)
         self.distance = choice(self.name, "distance", distance, ("cosine", "mse"))
 
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
         """Check that every tap meets a teacher map of its own grid."""
-        for name, ours, theirs in pair(self.name, student.taps, teacher.taps):
+        for name, ours, theirs in pair(self.name, student.taps, teacher.taps, self.taps):
             require_equal_grids(self.name, name, ours, theirs)
 
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
         """One loss a tap, each divided by the number of taps."""
-        pairs = pair(self.name, student.taps, teacher.taps)
+        pairs = pair(self.name, student.taps, teacher.taps, self.taps)
         return {name: mean_map_distance(ours, theirs, self.distance) / len(pairs) for name, ours, theirs in pairs}
 
 
