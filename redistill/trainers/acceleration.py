@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
-from torch import nn
+from accelerate.state import AcceleratorState
+from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
 from redistill.errors import ConfigError
@@ -31,6 +32,12 @@ def processes() -> PartialState:
     return PartialState(cpu=uses_cpu())
 
 
+def leave_processes() -> None:
+    """Part from the other processes in an orderly way, at the end of a command."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def warn_of_missing_processes() -> None:
     """Say so where several CPU processes were asked of `accelerate launch`, which starts only one without MPI."""
     asked = "MASTER_ADDR" in os.environ and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
@@ -45,15 +52,14 @@ def make_accelerator(recipe: RecipeConfig, run: RunConfig, skips_parameters: boo
     """Accelerate for a recipe; `skips_parameters` lets steps leave parameters without a gradient."""
     if run.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    distributed = DistributedDataParallelKwargs(
-        find_unused_parameters=skips_parameters, broadcast_buffers=not run.sync_batchnorm
-    )
+    AcceleratorState._reset_state()  # else a second run in this process could not choose another precision
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=skips_parameters)
     return Accelerator(
         cpu=uses_cpu(),
         mixed_precision=run.precision,
         gradient_accumulation_steps=recipe.accumulation,
         dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=False),
-        kwargs_handlers=[distributed],
+        kwargs_handlers=[parallel],
         step_scheduler_with_optimizer=False,
     )
 

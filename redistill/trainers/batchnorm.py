@@ -6,9 +6,30 @@ the same batch, on a CPU too.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collective
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, and of the gradients that come back from each."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradients[0])
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of every process's value, differentiable."""
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return total
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -21,8 +42,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         value = input.float()
         sums = torch.stack([value.sum(dim=(0, 2, 3)), value.square().sum(dim=(0, 2, 3))])
         count = value.numel() // value.shape[1] * distributed.get_world_size()
-        everywhere: Tensor = collective.all_reduce(sums)  # type: ignore[no-untyped-call]
-        mean, square = (everywhere / count).unbind()
+        mean, square = (sum_over_processes(sums) / count).unbind()
         variance = (square - mean.square()).clamp_min(0)
         self._track(mean.detach(), variance.detach() * count / max(1, count - 1))
         scale = (variance + self.eps).rsqrt() * self.weight

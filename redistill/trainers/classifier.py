@@ -30,7 +30,7 @@ from torch import nn
 import redistill
 from redistill.errors import ConfigError, RedistillError
 from redistill.trainers import seeding
-from redistill.trainers.acceleration import processes, warn_of_missing_processes
+from redistill.trainers.acceleration import leave_processes, processes, warn_of_missing_processes
 from redistill.trainers.checkpoint import write_atomically
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.config import differences, load, packaged, resolved
@@ -152,11 +152,16 @@ def versions() -> dict[str, str]:
 
 def listing() -> str:
     """The packaged experiments and the methods."""
-    experiments = "\n".join(f"  {name:34} {description}" for name, description in packaged().items())
+    experiments = "\n".join(f"  {name:34} {description}" for name, description in packaged("classifier").items())
     methods = "\n".join(
         f"  {name:10} {(sys.modules[kind.__module__].__doc__ or '').splitlines()[0]}" for name, kind in METHODS.items()
     )
-    return f"experiments (--config):\n{experiments}\n\nmethods (--set distillation.methods=red+kd):\n{methods}"
+    comparisons = ", ".join(packaged("comparison"))
+    return (
+        f"experiments (--config):\n{experiments}\n\n"
+        f"for redistill.trainers.comparison: {comparisons}\n\n"
+        f"methods (--set distillation.methods=red+kd):\n{methods}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RedistillError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    finally:
+        leave_processes()
     if processes().is_main_process:
         sys.stdout.write(render(summary, folder) + "\n")
     return 0

@@ -23,6 +23,8 @@ Config = TypeVar("Config")
 Raw = dict[str, Any]
 
 BASE = "base"
+CLASSIFIER = "classifier"
+"""The trainer of files that name none."""
 REPLACED = "methods"
 """A mapping that a derived file replaces as a whole: methods are chosen together."""
 
@@ -32,11 +34,12 @@ def load(kind: type[Config], name: str, overrides: Sequence[str] = ()) -> Config
     return read(kind, override(read_file(name), overrides))
 
 
-def packaged() -> dict[str, str]:
-    """The packaged experiments: name to its one-line description (the file's first comment)."""
+def packaged(trainer: str | None = None) -> dict[str, str]:
+    """The packaged experiments, of one trainer or all: name to its one-line description (the file's first comment)."""
     root = _package_folder()
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml") if path.name[0] != "_")
-    return {name: (root / name).read_text().splitlines()[0].lstrip("# ").strip() for name in names}
+    chosen = [name for name in names if trainer in (None, read_file(name).get("trainer", CLASSIFIER))]
+    return {name: (root / name).read_text().splitlines()[0].lstrip("# ").strip() for name in chosen}
 
 
 def read_file(name: str) -> Raw:

@@ -264,4 +264,5 @@ class Loop:
         self.record.write("test", self.progress.step, metrics[1])
         if self._is_main:
             draw_curves(self.record.entries(), self.folder / "curves.png")
+        self.accelerator.wait_for_everyone()
         return Outcome(self.progress.step, self.progress.best_step, self.progress.start, *metrics, *best)

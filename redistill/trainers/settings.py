@@ -172,6 +172,7 @@ class StudentConfig:
         folder: a saved student instead of either.
         model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
         weights: a state dict of that architecture.
+        taps: where RED blocks stand: "auto", "none" or a file of places; by default automatic where `red` is a method.
         start: from the teacher's weights or from scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
@@ -185,7 +186,7 @@ class StudentConfig:
     weights: str | None = None
     convention: str = "deploy"
     objective: str = "macs"
-    taps: str = "auto"
+    taps: str | None = None
     start: Literal["teacher", "scratch"] = "teacher"
     red_init: Literal["gentle", "default"] = "gentle"
     recalibrate: int = 8
@@ -237,6 +238,7 @@ class RunConfig:
 class ClassifierConfig:
     """A whole classifier experiment. Further teachers, by name, are listened to by methods labelled `method@name`."""
 
+    trainer: Literal["classifier"] = "classifier"
     data: DataConfig = DataConfig()
     targets: TargetsConfig = TargetsConfig()
     teacher: TeacherConfig = TeacherConfig()

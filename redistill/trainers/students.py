@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from redistill.errors import ConfigError
 from redistill.models import load_model
 from redistill.trainers import seeding
 from redistill.trainers.data import DataSets
+from redistill.trainers.distillation.red import RED
 from redistill.trainers.settings import ClassifierConfig, StudentConfig
 
 
@@ -27,10 +29,16 @@ def obtain_student(config: ClassifierConfig, teacher: nn.Module, data: DataSets)
         spec = student.model or config.teacher.model
         inherits = student.start == "teacher" and student.model is None
         origin = teacher if inherits else load_model(spec, student.weights or "random")
-        made = _make(student, spec, origin, example)
+        taps = student.taps or ("auto" if listens_to_taps(config.distillation.methods) else "none")
+        made = _make(replace(student, taps=taps), spec, origin, example)
     if student.recalibrate and (inherits or student.weights is not None):
         recalibrate(made, data, student.recalibrate, config.recipe.batch_size)
     return made
+
+
+def listens_to_taps(methods: Iterable[str]) -> bool:
+    """Whether RED is among the methods; without it a student is spared the blocks."""
+    return any(label.partition("@")[0] == RED.name for label in methods)
 
 
 def _make(config: StudentConfig, spec: str, origin: nn.Module, example: Tensor) -> nn.Module:
@@ -49,7 +57,7 @@ def _make(config: StudentConfig, spec: str, origin: nn.Module, example: Tensor) 
         factors=config.factors,
         convention=config.convention,
         objective=config.objective,
-        taps=config.taps,
+        taps=config.taps or "auto",
         init=config.red_init,
         model=spec,
     )

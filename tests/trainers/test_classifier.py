@@ -140,10 +140,6 @@ def test_each_tap_may_have_its_own_teacher(settings, tmp_path):
 
 
 def test_a_teacher_of_another_architecture_is_paired_by_grid(settings, tmp_path):
-    own = [
-        "student.model=redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.1",
-        "student.factors=[2, 2, 1, 1, 1]",
-    ]
     methods = "distillation.methods=red+kd+at+fitnet+ofd"
     assert main(arguments(settings, tmp_path, *OWN_ARCHITECTURE, methods, "recipe.steps=2")) == 0
     terms = terms_of(tmp_path)
@@ -152,10 +148,6 @@ def test_a_teacher_of_another_architecture_is_paired_by_grid(settings, tmp_path)
 
 
 def test_reentry_needs_the_teachers_own_architecture(settings, tmp_path, capsys):
-    own = [
-        "student.model=redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.1",
-        "student.factors=[2, 2, 1, 1, 1]",
-    ]
     assert main(arguments(settings, tmp_path, *OWN_ARCHITECTURE, "distillation.methods=reentry")) == 2
     assert "own architecture" in capsys.readouterr().err
 
@@ -256,3 +248,11 @@ def test_help_teaches(capsys):
         main(["--help"])
     assert ended.value.code == 0
     assert "accelerate launch -m redistill.trainers.classifier --config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("switch", ["run.precision=bf16", "run.channels_last=true", "recipe.ema=0.9"])
+def test_switches(settings, tmp_path, switch):
+    methods = "distillation.methods=red+kd+at+reentry"
+    assert main(arguments(settings, tmp_path, HARD, methods, switch, "targets.mixing=either")) == 0
+    last = json.loads((tmp_path / "summary.json").read_text())["last"]
+    assert last["test"]["loss"] > 0

@@ -99,7 +99,7 @@ def test_assignments_that_cannot_be_read(assignment, words):
         )
 
 
-@pytest.mark.parametrize("name", packaged())
+@pytest.mark.parametrize("name", packaged("classifier"))
 def test_every_packaged_experiment_is_read_and_described(name):
     config = load(ClassifierConfig, name)
     Distillation(config.distillation.methods)

@@ -16,11 +16,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from small_task import *
+from redistill.trainers.acceleration import leave_processes
 made = loop(Path(sys.argv[1]), dropout=0.0, accumulation=2, run=RunConfig(log_every=1))
 made.run()
 assert made.accelerator.num_processes == 2
 if made.accelerator.is_main_process:
     torch.save(weights(made), Path(sys.argv[1]) / "weights.pt")
+leave_processes()
 """
 
 
