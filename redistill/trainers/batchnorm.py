@@ -28,7 +28,7 @@ class _Sum(torch.autograd.Function):
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of every process's value, differentiable."""
-    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(value)
     return total
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from redistill.trainers.checkpoint import write_atomically
+
 Entry = dict[str, Any]
 
 
@@ -33,7 +35,7 @@ class Record:
         """Forget what was logged after a step, before it is done anew."""
         if self.writes and self.path.exists():
             kept = [entry for entry in self.entries() if entry["step"] <= step]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def entries(self) -> list[Entry]:
         """All entries; a last line that was cut short by a kill is left out."""

@@ -118,3 +118,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         made.run()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")] == []
     assert damage(made.checkpoints.all()[-1]) is None
+
+
+def test_two_kills_at_random_moments(tmp_path, capsys):
+    from random_kills import kill_and_compare
+
+    assert kill_and_compare(2, tmp_path) == (True, True)
