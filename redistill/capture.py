@@ -33,8 +33,8 @@ def capture(
 ) -> Capture:
     """Trace ``model`` for ``inputs`` and check the graph.
 
-    Accepted is a graph in which every strided convolution and batch norm is visible, which is the same in train and eval
-    mode, and whose outputs equal the model's own at the example size and at another size and batch size.
+    Accepted is a graph in which every strided convolution and batch norm is visible, which is the same in train and
+    eval mode, and whose outputs equal the model's own at the example size and at another size and batch size.
 
     Raises:
         ModelError: the model does not run on the inputs.
@@ -151,14 +151,15 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[
                 raise TraceError(f"the graph of {type(model).__name__} fails at {shapes}: {error}") from error
         if not _equal(expected, found):
             raise TraceError(
-                f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that depends on "
-                "sizes or data was fixed while tracing: name the class of the module that holds it in leaf_modules="
+                f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that "
+                "depends on sizes or data was fixed while tracing: name the class that holds it in leaf_modules="
             )
 
 
 def _equal(expected: Any, found: Any) -> bool:
     left, right = (
-        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)] for v in (expected, found)
+        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)]
+        for v in (expected, found)
     )
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -192,7 +193,11 @@ def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None
         guard = node.meta.get("guard")
         if guard is not None and node.name in values:
             value = values[node.name]
-            convert = operator.index if isinstance(guard.value, int) and not isinstance(guard.value, bool) else type(guard.value)
+            convert = (
+                operator.index
+                if isinstance(guard.value, int) and not isinstance(guard.value, bool)
+                else type(guard.value)
+            )
             if convert(value) != guard.value:
                 return str(guard.where)
     return None

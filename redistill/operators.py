@@ -14,11 +14,11 @@ _UNARY_MODULES = (
     nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Dropout, nn.Dropout1d,
     nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
-_UNARY_NAMES = frozenset(
-    "relu relu6 leaky_relu elu celu selu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid "
-    "clamp neg abs exp sqrt square dropout".split()
-)
-_SUM_NAMES = frozenset("add sub iadd isub".split())
+_UNARY_NAMES = frozenset((
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh",
+    "hardtanh", "hardswish", "hardsigmoid", "clamp", "neg", "abs", "exp", "sqrt", "square", "dropout",
+))  # fmt: skip
+_SUM_NAMES = frozenset(("add", "sub", "iadd", "isub"))
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -31,7 +31,7 @@ def module_of(node: Node) -> nn.Module | None:
 
 
 def name_of(node: Node) -> str:
-    """The bare name of what a function or method node calls: ``relu`` for ``F.relu``, ``torch.relu_`` and ``x.relu()``."""
+    """The bare name of what a function or method node calls: ``relu`` for ``F.relu``, ``torch.relu_``, ``x.relu()``."""
     if node.op == "call_method":
         return str(node.target).strip("_")
     if node.op == "call_function":

@@ -1,4 +1,4 @@
-"""Recording: run a graph once on fake tensors and note, for each operation, which storages it reads, makes and changes."""
+"""Recording: run a graph once on fake tensors and note which storages each operation reads, makes and changes."""
 
 from __future__ import annotations
 
@@ -271,6 +271,8 @@ def _empty_like(shape: Any) -> Any:
         return torch.empty(shape)
     if isinstance(shape, tuple):
         return tuple(_empty_like(s) for s in shape)
+    if isinstance(shape, dict):
+        return {key: _empty_like(s) for key, s in shape.items()}
     return shape
 
 
@@ -280,4 +282,6 @@ def _shape_of(value: Any) -> Any:
         return Shape(value.shape)
     if isinstance(value, (tuple, list)):
         return tuple(_shape_of(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _shape_of(v) for key, v in value.items()}
     return value

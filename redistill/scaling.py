@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from redistill.crossings import SIDES, Crossing
 from redistill.memory import Buffer, counts_transients, lifetimes
 from redistill.planning import FACTORS, ConditionalRows, Matrix, PlanningProblem
 from redistill.recording import GraphRecord, Operation
 from redistill.red import red_overhead
 from redistill.stages import StageGraph, growth_exponent
-from redistill.taps import SIDES, Crossing, tap_activity, tap_name
+from redistill.taps import tap_activity, tap_name
 
 
 class ScalingModel:
@@ -26,7 +27,9 @@ class ScalingModel:
         self.buffers = lifetimes(stages.record, convention)
         self._grown = _match_storages(stages.record, stages.grown)
 
-    def problem(self, crossings: Sequence[Crossing] = (), without_taps: frozenset[str] = frozenset()) -> PlanningProblem:
+    def problem(
+        self, crossings: Sequence[Crossing] = (), without_taps: frozenset[str] = frozenset()
+    ) -> PlanningProblem:
         """The planning problem; with ``crossings``, the memory of the RED blocks at their taps is part of it."""
         constant, usage = self._rows(self.buffers)
         if counts_transients(self.convention):

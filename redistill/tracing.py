@@ -2,8 +2,8 @@
 
 ``torch.fx`` proxies know nothing of values, so Python control flow on shapes stops them. Here every proxy carries the
 value that the operation yields on meta tensors: ``if``, ``len``, iteration and ``isinstance`` are answered from it (and
-recorded as a *guard*, checked again after a rewrite), while sizes stay nodes of the graph, which therefore still runs at
-other resolutions. The teacher is never touched: what is traced is its skeleton, a copy whose tensors are on ``meta``.
+recorded as a *guard*, checked again after a rewrite), while sizes stay nodes of the graph, which therefore still runs
+at other resolutions. The teacher is never touched: what is traced is its skeleton, a copy with tensors on ``meta``.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ValueProxy(Proxy):
     def _value(self) -> Any:
         return self.tracer.values[self.node]
 
-    @property  # isinstance(x, Tensor) in the teacher's code is answered by the value
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]  # isinstance(x, Tensor) in the teacher's code is answered by the value
+    def __class__(self) -> type:
         return type(self._value)
 
     def __getattr__(self, name: str) -> Any:
@@ -63,8 +63,8 @@ class ValueProxy(Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return iter([self[i] for i in range(len(self._value))])
+    def __iter__(self) -> Iterator[Any]:
+        return iter([operator.getitem(self, i) for i in range(len(self._value))])
 
     def __len__(self) -> int:
         return len(self._value)
@@ -117,9 +117,7 @@ class _RecordFunctions(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch._assert:
             return None if args[0] else func(bool(args[0]), *args[1:])
-        kind, target = (
-            ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
-        )
+        kind, target = ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
         return self.tracer.create_proxy(kind, target, args, kwargs)
 
 
@@ -198,7 +196,7 @@ class ValueTracer(Tracer):
         return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Instances of torch.nn layers, and childless modules with state or with a train/eval behaviour of their own."""
+        """Instances of torch.nn layers, and childless modules with state or a train/eval behaviour of their own."""
         if isinstance(m, self.leaf_modules) or module_qualified_name in self.opaque:
             return True
         if isinstance(m, _CONTAINERS):
@@ -299,7 +297,7 @@ def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> 
                 attributes[str(node.target)] = find(module)
             except AttributeError:
                 attributes[str(node.target)] = find(skeleton)
-    return GraphModule(attributes, graph, type(module).__name__)  # type: ignore[arg-type]
+    return GraphModule(attributes, graph, type(module).__name__)
 
 
 @contextmanager

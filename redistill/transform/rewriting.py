@@ -32,9 +32,7 @@ class Rewritten:
     record: GraphRecord
 
 
-def rewrite(
-    analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str = "gentle"
-) -> Rewritten:
+def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str = "gentle") -> Rewritten:
     """Carry out the plan ``by_stage`` (one factor for each stage) and the taps on a copy of the teacher.
 
     Raises:
@@ -60,9 +58,7 @@ def run_passes(graph_module: GraphModule, passes: list[object]) -> None:
         raise
 
 
-def annotate(
-    graph_module: GraphModule, analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap]
-) -> None:
+def annotate(graph_module: GraphModule, analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap]) -> None:
     """Write into ``node.meta`` what each node must become; nothing is changed yet."""
     nodes = {n.name: n for n in graph_module.graph.nodes}
     for transition in analysis.stages.transitions:
