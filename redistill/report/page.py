@@ -179,7 +179,7 @@ def _figures(figures: Sequence[Figure]) -> str:
 
 def _stage_section(rows: Sequence[StageRow]) -> str:
     head = ["Stage", "Grid", "Factor", "Teacher's peak", "Student's peak", "Teacher's MACs", "Student's MACs"]
-    most = max(max(row.teacher_peak, row.student_peak) for row in rows)
+    most = max(max(row.teacher_peak, row.student_peak) for row in rows) or 1
     work = max(max(row.teacher_macs, row.student_macs) for row in rows) or 1
     body = [
         [

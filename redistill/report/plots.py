@@ -146,7 +146,7 @@ def _style(axes: Axes, title: str, sign: str, count: int, largest: float) -> Non
     axes.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
     axes.set_ylabel(f"activations alive ({sign})", color=INK)
     axes.set_xlim(0, count)
-    axes.set_ylim(0, 1.22 * largest)
+    axes.set_ylim(0, 1.22 * (largest or 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, length=0)
