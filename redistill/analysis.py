@@ -61,4 +61,5 @@ def analyze(
         found = profile(teacher, inputs, "eager", dtype)
     else:
         found = replace(profile_record(stages.record, convention), parameters=count_parameters(teacher), dtype=dtype)
-    return Analysis(graph_module, inputs, convention, dtype, found, stages, find_crossings(graph_module, stages), notes)
+    crossings = find_crossings(graph_module, stages)
+    return Analysis(graph_module, inputs, convention, dtype, found, stages, crossings, notes, teacher.training)

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from redistill import operators
 from redistill.errors import ModelError, TraceError
 from redistill.passes.canonicalize import CanonicalizePass
 from redistill.tracing import build_graph_module, is_guard_only, mode_of, trace_graph
@@ -74,49 +75,57 @@ def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def _compare_modes(model: nn.Module, graph: Graph, train_graph: Graph) -> tuple[str, ...]:
     """Equal graphs, or a train graph that only has more in it (auxiliary heads, which inference has not)."""
-    ours, theirs = _signature(graph), _signature(train_graph)
-    if ours == theirs:
-        return ()
-    extra = [target for target in _targets(train_graph) if target not in set(_targets(graph))]
-    if _is_subsequence(_targets(graph), _targets(train_graph)) and extra:
-        return (f"left out, used in training only: {', '.join(dict.fromkeys(extra))}",)
-    for (name, one), (_, other) in zip(ours, theirs, strict=False):
-        if one != other:
-            raise TraceError(
-                f"{type(model).__name__} computes something else in train mode from {name} on ({one} against {other}); "
-                "put what depends on self.training into a module of its own and name its class in leaf_modules="
-            )
-    raise TraceError(f"{type(model).__name__} has another graph in train mode than in eval mode")
+    ours, theirs = _operations(graph), _operations(train_graph)
+    if _embeds(ours, theirs):
+        extra = [str(n.target) for n in theirs if n.op == "call_module"]
+        for node in ours:
+            if node.op == "call_module":
+                extra.remove(str(node.target))
+        return (f"left out, used in training only: {', '.join(dict.fromkeys(extra))}",) if extra else ()
+    where = next((n for n, other in zip(ours, theirs, strict=False) if not _alike(n, other)), ours[-1])
+    raise TraceError(
+        f"{type(model).__name__} computes something else in train mode from {where.name} ({where.target}) on; put what "
+        "depends on self.training into a module of its own and name its class in leaf_modules="
+    )
 
 
-def _signature(graph: Graph) -> list[tuple[str, str]]:
-    """Each node as text, free of what train and eval may differ in: a baked dropout flag, a copy to contiguous."""
-    number: dict[Node, int] = {}
-    lines: list[tuple[str, str]] = []
-    for node in graph.nodes:
-        if is_guard_only(node):
-            continue
-        if node.op == "call_method" and node.target == "contiguous":
-            number[node] = number[node.all_input_nodes[0]]
-            continue
-        number[node] = len(lines)
-        lines.append((node.name, f"{node.op} {node.target} {_arguments(node, number)}"))
-    return lines
+def _operations(graph: Graph) -> list[Node]:
+    return [n for n in graph.nodes if not is_guard_only(n) and not _is_copy(n)]
 
 
-def _arguments(node: Node, number: dict[Node, int]) -> str:
-    if "dropout" in getattr(node.target, "__name__", ""):  # made a module later, which follows the mode by itself
-        return str([number[n] for n in node.all_input_nodes])
-    return str(map_arg((node.args, node.kwargs), lambda n: number[n]))
+def _is_copy(node: Node) -> bool:
+    return node.op == "call_method" and node.target == "contiguous"
 
 
-def _targets(graph: Graph) -> list[str]:
-    return [str(n.target) for n in graph.nodes if n.op == "call_module"]
+def _embeds(ours: list[Node], theirs: list[Node]) -> bool:
+    """Whether the train graph does all that the eval graph does, on the same values, and perhaps more."""
+    rest = iter(theirs)
+    partner: dict[Node, Node] = {}
+    for node in ours[:-1]:  # the last is the output, which may have more in it
+        wanted = [partner[_source(n)] for n in node.all_input_nodes]
+        for other in rest:
+            if _alike(node, other) and [_source(n) for n in other.all_input_nodes] == wanted:
+                partner[node] = other
+                break
+        else:
+            return False
+    return True
 
 
-def _is_subsequence(short: list[str], long: list[str]) -> bool:
-    rest = iter(long)
-    return all(target in rest for target in short)
+def _source(node: Node) -> Node:
+    return _source(node.all_input_nodes[0]) if _is_copy(node) else node
+
+
+def _alike(node: Node, other: Node) -> bool:
+    """The same operation with the same constants, but for the flag that says which mode it is."""
+    constants = [
+        map_arg((n.args, {k: v for k, v in n.kwargs.items() if k != "training"}), lambda _: None) for n in (node, other)
+    ]
+    if "dropout" in operators.name_of(node):  # made a module later, which follows the mode by itself
+        constants = []
+    elif operators.name_of(node) in ("batch_norm", "instance_norm"):
+        constants = [str((n.args, n.kwargs)) for n in (node, other)]
+    return (node.op, node.target) == (other.op, other.target) and (not constants or constants[0] == constants[1])
 
 
 def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:

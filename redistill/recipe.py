@@ -71,7 +71,7 @@ def read(directory: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "its recipe is not valid YAML"
         raise StudentError(f"{directory} is not a student folder: {RECIPE}: {reason}") from error
-    needed = {"format", "inputs", "plan", "taps", "convention", "weights", "peak_bytes"}
+    needed = {"format", "inputs", "plan", "taps", "convention", "objective", "init", "weights", "peak_bytes"}
     if not isinstance(recipe, dict) or not needed <= recipe.keys():
         raise StudentError(f"{directory / RECIPE} is damaged: it must have {', '.join(sorted(needed))}")
     if recipe["format"] != FORMAT:

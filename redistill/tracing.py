@@ -74,7 +74,9 @@ class ValueProxy(Proxy):
 
     def _guarded(self, convert: Callable[[Any], Any]) -> Any:
         value = convert(self._value)
-        self.node.meta["guard"] = Guard(value, _user_frame(traceback.extract_stack()))
+        if "guard" not in self.node.meta:
+            self.node.meta["guard"] = Guard(value, _user_frame(traceback.extract_stack()))
+            self.tracer.fresh_guards.append(self.node)
         return value
 
     def __bool__(self) -> bool:
@@ -121,6 +123,28 @@ class _RecordFunctions(TorchFunctionMode):
         return self.tracer.create_proxy(kind, target, args, kwargs)
 
 
+@contextmanager
+def _recorded_factories(tracer: ValueTracer) -> Iterator[None]:
+    """Record ``torch.zeros(n, m)`` before the argument parser looks: it would turn a proxy into a number."""
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if tracer.evaluating or not _has_proxy((args, kwargs)):
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return call
+
+    originals = {name: getattr(torch, name) for name in ("zeros", "ones", "empty", "full", "rand", "randn", "arange")}
+    for name, function in originals.items():
+        setattr(torch, name, recorded(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
+
+
 class ValueTracer(Tracer):
     """Records the forward of a meta skeleton; ``opaque`` maps each module that had to stay a leaf to the reason."""
 
@@ -129,13 +153,14 @@ class ValueTracer(Tracer):
         self.values: dict[Node, Any] = {}
         self.leaf_modules = tuple(leaf_modules)
         self.opaque: dict[str, str] = {}
+        self.fresh_guards: list[Node] = []
         self.evaluating = False
         self.proxy_buffer_attributes = True
 
     def run(self, skeleton: nn.Module, inputs: tuple[Any, ...]) -> Graph:
         """Trace ``skeleton`` (tensors on meta) for ``inputs`` (on meta) and drop what nothing reads."""
         self.inputs = inputs
-        with torch.no_grad(), _RecordFunctions(self):
+        with torch.no_grad(), _recorded_factories(self), _RecordFunctions(self):
             graph = self.trace(skeleton)
         _mark_guards(graph)
         for node in graph.nodes:
@@ -165,6 +190,10 @@ class ValueTracer(Tracer):
     ) -> Any:
         """Record the operation and compute its value on meta tensors."""
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *rest)
+        for guarded in self.fresh_guards:
+            if guarded in node.all_input_nodes:  # it was the call's own argument parser that looked
+                del guarded.meta["guard"]
+        self.fresh_guards.clear()
         try:
             self.values[node] = self._evaluate(node)
         except Exception:
@@ -297,7 +326,9 @@ def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> 
                 attributes[str(node.target)] = find(module)
             except AttributeError:
                 attributes[str(node.target)] = find(skeleton)
-    return GraphModule(attributes, graph, type(module).__name__)
+    graph_module = GraphModule(attributes, graph, type(module).__name__)
+    graph_module.training = module.training
+    return graph_module
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from redistill.planning import PoolingPlan
 from redistill.stages import Stage
 from redistill.taps import Tap
 
-RED_BLOCKS = "taps"  # the module under which a student keeps its RED blocks
+RED_BLOCKS = "red"  # the module under which a student keeps its RED blocks
 Grid = tuple[int, int]
 
 
