@@ -38,6 +38,7 @@ class Dependencies:
         self.is_input: list[bool] = []
         self._collect_values()
         self._order_writes()
+        self._put_inputs_first()
 
     def _collect_values(self) -> None:
         as_written = counts_transients(self.convention)
@@ -75,6 +76,14 @@ class Dependencies:
                 written[storage] = step
             for storage in (*operation.reads, *operation.creates):
                 touched.setdefault(storage, []).append(step)
+
+    def _put_inputs_first(self) -> None:
+        """Whoever calls the graph holds all inputs from the start: none can be put off until it is read."""
+        inputs = 0
+        for step, operation in enumerate(self.record.operations):
+            self.before[step] |= inputs
+            if any(self.record.storages[s].is_input for s in operation.creates):
+                inputs |= 1 << step
 
     @cached_property
     def ancestors(self) -> list[int]:
