@@ -37,9 +37,7 @@ def operation(
     overwrites: bool = False,
     folds: bool = False,
 ) -> Operation:
-    return Operation(
-        name, "", (), tuple(reads), tuple(creates), tuple(mutates), transient_bytes, 0, overwrites, folds
-    )
+    return Operation(name, "", (), tuple(reads), tuple(creates), tuple(mutates), transient_bytes, 0, overwrites, folds)
 
 
 def storage(name: str, size: int, is_input: bool = False) -> Storage:
@@ -54,9 +52,7 @@ def legal_orders(record: GraphRecord) -> Iterator[tuple[int, ...]]:
     """Every order in which inputs come first, reads follow births, and in-place writes keep their place."""
     operations = record.operations
     count = len(operations)
-    before = [
-        {i for i in range(j) if _must_precede(record, operations[i], operations[j])} for j in range(count)
-    ]
+    before = [{i for i in range(j) if _must_precede(record, operations[i], operations[j])} for j in range(count)]
 
     def extend(order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         if len(order) == count:
@@ -101,7 +97,5 @@ def simulate(record: GraphRecord, order: Sequence[int], convention: str) -> int:
         peak = max(peak, total)
         for index in now.reads:
             unread[index].discard(step)
-        alive -= {
-            i for i in alive if not unread[i] and not (convention == "graph" and record.storages[i].is_input)
-        }
+        alive -= {i for i in alive if not unread[i] and not (convention == "graph" and record.storages[i].is_input)}
     return peak
