@@ -64,6 +64,8 @@ def profile_eager(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str | Non
             recorder.track(fake)
         with recorder:
             copy(*fakes)
+    if not recorder.steps:  # nothing but the inputs is ever alive
+        recorder.steps.append(("input", "", 0))
     last = len(recorder.steps) - 1
     buffers = []
     for index, (shape, kind, size) in enumerate(recorder.storages):
