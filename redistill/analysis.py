@@ -28,6 +28,7 @@ class Analysis:
     stages: StageGraph
     crossings: tuple[Crossing, ...]
     notes: tuple[str, ...]
+    training: bool
 
     @property
     def name(self) -> str:

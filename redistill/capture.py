@@ -118,14 +118,18 @@ def _source(node: Node) -> Node:
 
 def _alike(node: Node, other: Node) -> bool:
     """The same operation with the same constants, but for the flag that says which mode it is."""
-    constants = [
-        map_arg((n.args, {k: v for k, v in n.kwargs.items() if k != "training"}), lambda _: None) for n in (node, other)
-    ]
-    if "dropout" in operators.name_of(node):  # made a module later, which follows the mode by itself
-        constants = []
-    elif operators.name_of(node) in ("batch_norm", "instance_norm"):
-        constants = [str((n.args, n.kwargs)) for n in (node, other)]
-    return (node.op, node.target) == (other.op, other.target) and (not constants or constants[0] == constants[1])
+    if (node.op, node.target) != (other.op, other.target):
+        return False
+    name = operators.name_of(node)
+    if "dropout" in name:  # made a module later, which follows the mode by itself
+        return True
+    ignored = () if name in ("batch_norm", "instance_norm") else ("training",)
+    return bool(_constants(node, ignored) == _constants(other, ignored))
+
+
+def _constants(node: Node, ignored: tuple[str, ...]) -> Any:
+    kwargs = {k: v for k, v in node.kwargs.items() if k not in ignored}
+    return map_arg((node.args, kwargs), lambda _: None)
 
 
 def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:
@@ -142,27 +146,38 @@ def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:
 
 
 def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Compare graph and model, both in eval mode, at the example size and at another size with one more in the batch.
+    """Compare graph and model, both in eval mode, at two other sizes and another batch size.
+
+    The trace was recorded at the example size, so it is there that it could not be wrong by itself; that size is tried
+    only if the model takes no other.
 
     Raises:
         TraceError: outputs differ.
     """
-    for trial in (tuple(_random_like(x, x.shape) for x in inputs), _other_size(inputs)):
-        with torch.no_grad():
-            try:
-                expected = model(*trial)
-            except Exception:
-                continue  # the model itself does not take this size
-            shapes = " and ".join("x".join(map(str, x.shape)) for x in trial)
-            try:
-                found = graph_module(*trial)
-            except Exception as error:
-                raise TraceError(f"the graph of {type(model).__name__} fails at {shapes}: {error}") from error
-        if not _equal(expected, found):
-            raise TraceError(
-                f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that "
-                "depends on sizes or data was fixed while tracing: name the class that holds it in leaf_modules="
-            )
+    compared = [_compare(model, graph_module, trial) for trial in _other_sizes(inputs)]
+    if not any(compared):
+        _compare(model, graph_module, tuple(_random_like(x, x.shape) for x in inputs))
+
+
+def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, ...]) -> bool:
+    """Whether the model takes an input of this size; if it does, the graph must yield the same."""
+    shapes = " and ".join("x".join(map(str, x.shape)) for x in trial)
+    with torch.no_grad():
+        try:
+            expected = model(*trial)
+        except Exception:
+            return False
+        try:
+            found = graph_module(*trial)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise TraceError(f"the graph of {type(model).__name__} fails at {shapes}: {reason}") from error
+    if not _equal(expected, found):
+        raise TraceError(
+            f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that depends on "
+            "sizes or data was fixed while tracing: name the class that holds it in leaf_modules="
+        )
+    return True
 
 
 def _equal(expected: Any, found: Any) -> bool:
@@ -184,16 +199,16 @@ def _random_like(tensor: Tensor, shape: Iterable[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator).to(tensor)
 
 
-def _other_size(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One more in the batch, and maps of about half the side (a multiple of 32 where they were large)."""
-    return tuple(_random_like(x, _other_shape(tuple(x.shape))) for x in inputs)
+def _other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Large maps at 64 and 96 a side, small ones at two and three times theirs; first with one more in the batch."""
 
+    def shape(x: Tensor, small: int, times: int, more: int) -> tuple[int, ...]:
+        if x.dim() != 4:
+            return (x.shape[0] + more, *x.shape[1:]) if x.dim() else ()
+        sides = (small * side // min(x.shape[2:]) if min(x.shape[2:]) >= 128 else times * side for side in x.shape[2:])
+        return (x.shape[0] + more, x.shape[1], *(-(-side // 32) * 32 if side > 32 else side for side in sides))
 
-def _other_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not shape:
-        return shape
-    sides = tuple(-(-s // 64) * 32 if s >= 128 else s * 2 for s in shape[2:]) if len(shape) == 4 else shape[2:]
-    return (shape[0] + 1, *shape[1:2], *sides)
+    return [tuple(_random_like(x, shape(x, *how)) for x in inputs) for how in ((64, 2, 1), (96, 3, 0))]
 
 
 def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None:

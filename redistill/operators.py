@@ -72,10 +72,15 @@ def is_transposed_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, _ConvTransposeNd)
 
 
+def is_plain_batch_norm(module: nn.Module | None) -> bool:
+    """torch.nn's own batch norms: a subclass may do more than normalise."""
+    return isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn")
+
+
 def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
     """A batch norm whose only input is a convolution that nothing else reads: inference folds it into the weights."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if not isinstance(module, _BatchNorm) or not type(module).__module__.startswith("torch.nn"):
+    if not is_plain_batch_norm(module):
         return False
     source = node.args[0] if node.args else None
     if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:

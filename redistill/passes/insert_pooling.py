@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.passes.geometry import Pair, refit
+from redistill.recording import ShapeInterpreter
 
 RESTRIDE = "restride"
 
@@ -62,7 +63,7 @@ class InsertPoolingPass(PassBase):
         return PassResult(graph_module, True)
 
 
-class _Rewriter(Interpreter):
+class _Rewriter(ShapeInterpreter):
     """Rewrites each annotated node when its input's real grid is known, then runs it."""
 
     def __init__(self, graph_module: GraphModule) -> None:

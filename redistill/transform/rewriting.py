@@ -38,7 +38,7 @@ def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], in
     Raises:
         PlanError: an operation cannot take its stride, a guard no longer holds, or an output changes its shape.
     """
-    student = copy.deepcopy(analysis.graph_module)
+    student = copy.deepcopy(analysis.graph_module).eval()
     annotate(student, analysis, by_stage, taps)
     run_passes(student, [InsertPoolingPass(), AttachTapsPass(init)])
     record = record_graph(student, analysis.inputs, analysis.dtype)
