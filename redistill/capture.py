@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -200,15 +201,19 @@ def _random_like(tensor: Tensor, shape: Iterable[int]) -> Tensor:
 
 
 def _other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Large maps at 64 and 96 a side, small ones at two and three times theirs; first with one more in the batch."""
+    """Large maps at 64 and 96 a side, small ones halved and twice as wide; the first with one more in the batch."""
 
-    def shape(x: Tensor, small: int, times: int, more: int) -> tuple[int, ...]:
+    def shape(x: Tensor, small: int, more: int, height: Fraction, width: Fraction) -> tuple[int, ...]:
         if x.dim() != 4:
             return (x.shape[0] + more, *x.shape[1:]) if x.dim() else ()
-        sides = (small * side // min(x.shape[2:]) if min(x.shape[2:]) >= 128 else times * side for side in x.shape[2:])
-        return (x.shape[0] + more, x.shape[1], *(-(-side // 32) * 32 if side > 32 else side for side in sides))
+        if min(x.shape[2:]) >= 128:
+            height = width = Fraction(small, min(x.shape[2:]))
+        sides = (x.shape[2] * height, x.shape[3] * width)
+        return (x.shape[0] + more, x.shape[1], *(-(-side // 32) * 32 if side > 32 else int(side) for side in sides))
 
-    return [tuple(_random_like(x, shape(x, *how)) for x in inputs) for how in ((64, 2, 1), (96, 3, 0))]
+    half, whole, double = Fraction(1, 2), Fraction(1), Fraction(2)
+    sizes = ((64, 1, half, half), (96, 0, whole, double))
+    return [tuple(_random_like(x, shape(x, *size)) for x in inputs) for size in sizes]
 
 
 def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -88,9 +88,9 @@ def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
     return isinstance(modules.get(str(source.target)), _ConvNd)
 
 
-def modules_of(graph_module: GraphModule) -> dict[str, nn.Module]:
+def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     """All submodules by path; one walk instead of one per node."""
-    return dict(graph_module.named_modules(remove_duplicate=False))
+    return dict(module.named_modules(remove_duplicate=False))
 
 
 IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})

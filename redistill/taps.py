@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -124,7 +123,7 @@ def read_taps(path: str | Path) -> tuple[dict[str, str], ...]:
 
 
 def resolve_taps(
-    entries: Sequence[dict[str, str]], graph_module: GraphModule, student_shapes: dict[str, Any], stages: StageGraph
+    entries: Sequence[dict[str, str]], graph_module: GraphModule, factors: Sequence[int], stages: StageGraph
 ) -> tuple[Tap, ...]:
     """Taps written by hand, checked: both places exist and have equal grids.
 
@@ -135,8 +134,9 @@ def resolve_taps(
     taps = []
     for entry in entries:
         student, teacher = (_resolve_place(entry[role], places) for role in ("student", "teacher"))
-        student_grid = student_shapes[student.name][2:]
-        teacher_grid = stages.record.values[teacher.name][2:]
+        channels, *grid = stages.record.values[student.name][1:]
+        student_grid = tuple(-(-side // factors[stages.stage_of[student.name]]) for side in grid)
+        teacher_grid = tuple(stages.record.values[teacher.name][2:])
         if student_grid != teacher_grid:
             raise TapError(
                 f"tap {entry['student']!r} has grid {_by(student_grid)} in the student, {entry['teacher']!r} has "
@@ -148,8 +148,8 @@ def resolve_taps(
                 tap_name(module, side),
                 entry["student"],
                 entry["teacher"],
-                tuple(student_grid),
-                student_shapes[student.name][1],
+                (student_grid[0], student_grid[1]),
+                channels,
                 student.name,
                 teacher.name,
                 module,

@@ -53,14 +53,14 @@ def test_a_unet_is_tapped_on_both_ways():
     taps = choose_taps(analysis.crossings, (1, 2, 2, 2, 1, 1), analysis.stages)
     sides = {t.student: (t.teacher, t.grid) for t in taps}
     assert sides["head out"] == ("downblocks.2.conv out", (16, 16))
-    assert sides["tail in"][1] == (16, 16)
-    assert sides["tail in"][0].startswith("upblocks.")
+    assert sides["tail.2 in"][1] == (16, 16)
+    assert sides["tail.2 in"][0].startswith("upblocks.")
     assert all(t.teacher.split(".")[0] == t.student.split(".")[0] for t in taps if "blocks" in t.student)
 
 
 def places(resnet, *pairs):
-    shapes = resnet.stages.record.values
-    return resolve_taps([{"student": s, "teacher": t} for s, t in pairs], resnet.graph_module, shapes, resnet.stages)
+    entries = [{"student": s, "teacher": t} for s, t in pairs]
+    return resolve_taps(entries, resnet.graph_module, (1,) * 6, resnet.stages)
 
 
 def test_taps_by_hand_are_checked(resnet):
