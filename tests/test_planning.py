@@ -98,7 +98,7 @@ def some_limit(data, problem: PlanningProblem) -> float:
     return data.draw(st.sampled_from(reached)) - data.draw(st.sampled_from([0.0, 0.0, 0.25]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problems(), st.data())
 def test_the_best_plan_is_that_of_exhaustive_enumeration(problem, data):
     limit = some_limit(data, problem)
@@ -115,7 +115,7 @@ def test_the_best_plan_is_that_of_exhaustive_enumeration(problem, data):
     assert found.certificate.lattice == math.prod(len(c) for c in problem.choices)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(problems())
 def test_the_least_peak_is_that_of_exhaustive_enumeration(problem):
     expected = min((peak(problem, plan) for plan in legal_plans(problem)), default=None)
@@ -127,7 +127,7 @@ def test_the_least_peak_is_that_of_exhaustive_enumeration(problem):
         assert solve(problem, found.peak_bytes - 0.25, keep_most_macs()) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(problems(), st.data())
 def test_earliest_pools_the_stem_least_and_the_rest_as_late_as_it_may(problem, data):
     limit = some_limit(data, problem)
@@ -149,7 +149,7 @@ def test_earliest_pools_the_stem_least_and_the_rest_as_late_as_it_may(problem, d
     assert (found and found.plan) == max(feasible, key=preference, default=None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.data())
 def test_plans_excluded_one_by_one_come_out_from_the_best_to_the_last(problem, data):
     limit = some_limit(data, problem)
