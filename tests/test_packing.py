@@ -46,7 +46,6 @@ def byte_owners_are_single(layout: ArenaLayout) -> bool:
     return True
 
 
-@settings(deadline=None)
 @given(buffer_lists())
 def test_every_layout_is_valid_and_no_smaller_than_the_peak(buffers):
     layout = pack(buffers)
@@ -57,7 +56,6 @@ def test_every_layout_is_valid_and_no_smaller_than_the_peak(buffers):
     assert layout.arena_bytes == max((o + b.bytes for b, o in zip(buffers, layout.offsets, strict=True)), default=0)
 
 
-@settings(deadline=None)
 @given(buffer_lists(), st.data())
 def test_the_verifier_accepts_exactly_the_valid_layouts(buffers, data):
     offsets = tuple(data.draw(st.integers(0, 30)) for _ in buffers)
@@ -69,7 +67,7 @@ def test_the_verifier_accepts_exactly_the_valid_layouts(buffers, data):
             verify(layout)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(buffer_lists())
 def test_packing_twice_gives_the_same_layout(buffers):
     assert pack(buffers) == pack(list(buffers))

@@ -42,7 +42,7 @@ def peak_of(record: GraphRecord, convention: str) -> int:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(record=records())
 def test_the_best_order_is_that_of_brute_force(convention, record):
     peaks = {order: simulate(record, order, convention) for order in legal_orders(record)}
@@ -53,7 +53,7 @@ def test_the_best_order_is_that_of_brute_force(convention, record):
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(record=records())
 def test_no_order_goes_below_the_bound_and_lifetimes_agree_with_a_plain_simulation(convention, record):
     bound = lower_bound(record, convention)
@@ -64,7 +64,7 @@ def test_no_order_goes_below_the_bound_and_lifetimes_agree_with_a_plain_simulati
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(record=records(writes=True))
 def test_with_in_place_writes_too(convention, record):
     peaks = {order: peak_of(reordered(record, order), convention) for order in legal_orders(record)}
@@ -183,7 +183,7 @@ def test_an_in_place_write_stays_after_those_who_read_before_it(convention):
     assert torch.equal(module(x), before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(record=records(writes=True), convention=st.sampled_from(CONVENTIONS))
 def test_writes_keep_their_place_among_the_readers_of_their_memory(record, convention):
     position = {index: place for place, index in enumerate(best_order(record, convention).positions)}
