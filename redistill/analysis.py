@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill.capture import capture
+from redistill.crossings import Crossing, find_crossings
 from redistill.memory import MemoryProfile, check_convention
 from redistill.passes.reorder import ReorderPass
 from redistill.profiling import count_parameters, profile, profile_record
 from redistill.stages import StageGraph, find_stages
-from redistill.taps import Crossing, find_crossings
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Analysis:
     stages: StageGraph
     crossings: tuple[Crossing, ...]
     notes: tuple[str, ...]
+    training: bool
 
     @property
     def name(self) -> str:
@@ -53,13 +54,13 @@ def analyze(
     check_convention(convention, dtype)
     captured = capture(teacher, inputs, leaf_modules, check)
     graph_module, notes = captured.graph_module, captured.notes
-    if reorder and ReorderPass(convention)(graph_module).modified:
-        notes += ("operations were put into the order of least memory",)
+    if reorder:
+        ReorderPass(convention)(graph_module)
+        notes += ("operations are in the order of least memory",)
     stages = find_stages(graph_module, inputs, dtype)
     if convention == "eager":  # the module's own Python frames, which no rewritten graph has
         found = profile(teacher, inputs, "eager", dtype)
     else:
         found = replace(profile_record(stages.record, convention), parameters=count_parameters(teacher), dtype=dtype)
-    return Analysis(
-        graph_module, inputs, convention, dtype, found, stages, find_crossings(graph_module, stages), notes
-    )
+    crossings = find_crossings(graph_module, stages)
+    return Analysis(graph_module, inputs, convention, dtype, found, stages, crossings, notes, teacher.training)

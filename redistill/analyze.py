@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     group = parser.add_argument_group("what to write")
     group.add_argument("--measure", action="store_true", help="also run the model under the meter and compare (eager)")
-    group.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the profile as JSON, to a file or standard output")
+    group.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="the profile as JSON, to a file or standard output"
+    )
     group.add_argument("--plot", metavar="FILE.png", help="memory over layers as a picture")
     group.add_argument("--html", metavar="FILE.html", help="the same as a page with an interactive timeline")
     return parser
@@ -60,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.measure:
         predicted, measured = profile(model, inputs, "eager").peak_bytes, measure(model, inputs)
         verdict = "equal" if predicted == measured else f"{measured - predicted:+,} bytes"
-        sys.stderr.write(f"eager: predicted {predicted:,} bytes, measured {measured:,} bytes ({verdict}); weights: {weights}\n")
+        sys.stderr.write(
+            f"eager: predicted {predicted:,} bytes, measured {measured:,} bytes ({verdict}); weights: {weights}\n"
+        )
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from redistill.errors import BudgetError
 
@@ -38,7 +39,7 @@ def parse_budget(budget: str | int | Budget) -> Budget:
     if isinstance(budget, Budget):
         return budget
     text = str(budget).strip()
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(x|%|[kmg]?i?b)?", text, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(x|%|(?:[kmg]i?)?b)?", text, re.IGNORECASE)
     if isinstance(budget, bool) or not match:
         raise BudgetError(f"cannot read the budget {text!r}; {_ACCEPTED}")
     number, unit = float(match[1]), (match[2] or "").upper()
@@ -50,7 +51,7 @@ def parse_budget(budget: str | int | Budget) -> Budget:
         return _share(text, number / 100)
     if not unit and not isinstance(budget, int) and number < 1000:
         raise BudgetError(f"the budget {text!r} has no unit: {text}x or {text}B? {_ACCEPTED}")
-    size = number * _UNITS[unit or "B"]
+    size = Fraction(match[1]) * _UNITS[unit or "B"]  # exact: as a float 1.001KB would be one byte less
     if size < 1:
         raise BudgetError(f"the budget {text!r} is less than one byte; {_ACCEPTED}")
     return Budget(text, bytes=math.floor(size))

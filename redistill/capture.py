@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from redistill import operators
 from redistill.errors import ModelError, TraceError
 from redistill.passes.canonicalize import CanonicalizePass
 from redistill.tracing import build_graph_module, is_guard_only, mode_of, trace_graph
@@ -33,8 +35,8 @@ def capture(
 ) -> Capture:
     """Trace ``model`` for ``inputs`` and check the graph.
 
-    Accepted is a graph in which every strided convolution and batch norm is visible, which is the same in train and eval
-    mode, and whose outputs equal the model's own at the example size and at another size and batch size.
+    Accepted is a graph in which every strided convolution and batch norm is visible, which is the same in train and
+    eval mode, and whose outputs equal the model's own at the example size and at another size and batch size.
 
     Raises:
         ModelError: the model does not run on the inputs.
@@ -74,49 +76,61 @@ def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def _compare_modes(model: nn.Module, graph: Graph, train_graph: Graph) -> tuple[str, ...]:
     """Equal graphs, or a train graph that only has more in it (auxiliary heads, which inference has not)."""
-    ours, theirs = _signature(graph), _signature(train_graph)
-    if ours == theirs:
-        return ()
-    extra = [target for target in _targets(train_graph) if target not in set(_targets(graph))]
-    if _is_subsequence(_targets(graph), _targets(train_graph)) and extra:
-        return (f"left out, used in training only: {', '.join(dict.fromkeys(extra))}",)
-    for (name, one), (_, other) in zip(ours, theirs, strict=False):
-        if one != other:
-            raise TraceError(
-                f"{type(model).__name__} computes something else in train mode from {name} on ({one} against {other}); "
-                "put what depends on self.training into a module of its own and name its class in leaf_modules="
-            )
-    raise TraceError(f"{type(model).__name__} has another graph in train mode than in eval mode")
+    ours, theirs = _operations(graph), _operations(train_graph)
+    if _embeds(ours, theirs):
+        extra = [str(n.target) for n in theirs if n.op == "call_module"]
+        for node in ours:
+            if node.op == "call_module":
+                extra.remove(str(node.target))
+        return (f"left out, used in training only: {', '.join(dict.fromkeys(extra))}",) if extra else ()
+    where = next((n for n, other in zip(ours, theirs, strict=False) if not _alike(n, other)), ours[-1])
+    raise TraceError(
+        f"{type(model).__name__} computes something else in train mode from {where.name} ({where.target}) on; put what "
+        "depends on self.training into a module of its own and name its class in leaf_modules="
+    )
 
 
-def _signature(graph: Graph) -> list[tuple[str, str]]:
-    """Each node as text, free of what train and eval may differ in: a baked dropout flag, a copy to contiguous."""
-    number: dict[Node, int] = {}
-    lines: list[tuple[str, str]] = []
-    for node in graph.nodes:
-        if is_guard_only(node):
-            continue
-        if node.op == "call_method" and node.target == "contiguous":
-            number[node] = number[node.all_input_nodes[0]]
-            continue
-        number[node] = len(lines)
-        lines.append((node.name, f"{node.op} {node.target} {_arguments(node, number)}"))
-    return lines
+def _operations(graph: Graph) -> list[Node]:
+    return [n for n in graph.nodes if not is_guard_only(n) and not _is_copy(n)]
 
 
-def _arguments(node: Node, number: dict[Node, int]) -> str:
-    if "dropout" in getattr(node.target, "__name__", ""):  # made a module later, which follows the mode by itself
-        return str([number[n] for n in node.all_input_nodes])
-    return str(map_arg((node.args, node.kwargs), lambda n: number[n]))
+def _is_copy(node: Node) -> bool:
+    return node.op == "call_method" and node.target == "contiguous"
 
 
-def _targets(graph: Graph) -> list[str]:
-    return [str(n.target) for n in graph.nodes if n.op == "call_module"]
+def _embeds(ours: list[Node], theirs: list[Node]) -> bool:
+    """Whether the train graph does all that the eval graph does, on the same values, and perhaps more."""
+    rest = iter(theirs)
+    partner: dict[Node, Node] = {}
+    for node in ours[:-1]:  # the last is the output, which may have more in it
+        wanted = [partner[_source(n)] for n in node.all_input_nodes]
+        for other in rest:
+            if _alike(node, other) and [_source(n) for n in other.all_input_nodes] == wanted:
+                partner[node] = other
+                break
+        else:
+            return False
+    return True
 
 
-def _is_subsequence(short: list[str], long: list[str]) -> bool:
-    rest = iter(long)
-    return all(target in rest for target in short)
+def _source(node: Node) -> Node:
+    return _source(node.all_input_nodes[0]) if _is_copy(node) else node
+
+
+def _alike(node: Node, other: Node) -> bool:
+    """The same operation with the same constants, but for the flag that says which mode it is."""
+    if (node.op, node.target) != (other.op, other.target):
+        return False
+    name = operators.name_of(node)
+    if "dropout" in name:  # made a module later, which follows the mode by itself
+        return True
+    ignored = () if name in ("batch_norm", "instance_norm") else ("training",)
+    return bool(_constants(node, ignored) == _constants(other, ignored))
+
+
+def _constants(node: Node, ignored: tuple[str, ...]) -> Any:
+    kwargs = {k: v for k, v in node.kwargs.items() if k not in ignored}
+    return map_arg((node.args, kwargs), lambda _: None)
 
 
 def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:
@@ -133,32 +147,44 @@ def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:
 
 
 def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Compare graph and model, both in eval mode, at the example size and at another size with one more in the batch.
+    """Compare graph and model, both in eval mode, at two other sizes and another batch size.
+
+    The trace was recorded at the example size, so it is there that it could not be wrong by itself; that size is tried
+    only if the model takes no other.
 
     Raises:
         TraceError: outputs differ.
     """
-    for trial in (tuple(_random_like(x, x.shape) for x in inputs), _other_size(inputs)):
-        with torch.no_grad():
-            try:
-                expected = model(*trial)
-            except Exception:
-                continue  # the model itself does not take this size
-            shapes = " and ".join("x".join(map(str, x.shape)) for x in trial)
-            try:
-                found = graph_module(*trial)
-            except Exception as error:
-                raise TraceError(f"the graph of {type(model).__name__} fails at {shapes}: {error}") from error
-        if not _equal(expected, found):
-            raise TraceError(
-                f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that depends on "
-                "sizes or data was fixed while tracing: name the class of the module that holds it in leaf_modules="
-            )
+    compared = [_compare(model, graph_module, trial) for trial in _other_sizes(inputs)]
+    if not any(compared):
+        _compare(model, graph_module, tuple(_random_like(x, x.shape) for x in inputs))
+
+
+def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, ...]) -> bool:
+    """Whether the model takes an input of this size; if it does, the graph must yield the same."""
+    shapes = " and ".join("x".join(map(str, x.shape)) for x in trial)
+    with torch.no_grad():
+        try:
+            expected = model(*trial)
+        except Exception:
+            return False
+        try:
+            found = graph_module(*trial)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise TraceError(f"the graph of {type(model).__name__} fails at {shapes}: {reason}") from error
+    if not _equal(expected, found):
+        raise TraceError(
+            f"the graph of {type(model).__name__} and the model itself differ at {shapes}; a branch that depends on "
+            "sizes or data was fixed while tracing: name the class that holds it in leaf_modules="
+        )
+    return True
 
 
 def _equal(expected: Any, found: Any) -> bool:
     left, right = (
-        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)] for v in (expected, found)
+        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)]
+        for v in (expected, found)
     )
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -174,16 +200,20 @@ def _random_like(tensor: Tensor, shape: Iterable[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator).to(tensor)
 
 
-def _other_size(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """One more in the batch, and maps of about half the side (a multiple of 32 where they were large)."""
-    return tuple(_random_like(x, _other_shape(tuple(x.shape))) for x in inputs)
+def _other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Large maps at 64 and 96 a side, small ones halved and twice as wide; the first with one more in the batch."""
 
+    def shape(x: Tensor, small: int, more: int, height: Fraction, width: Fraction) -> tuple[int, ...]:
+        if x.dim() != 4:
+            return (x.shape[0] + more, *x.shape[1:]) if x.dim() else ()
+        if min(x.shape[2:]) >= 128:
+            height = width = Fraction(small, min(x.shape[2:]))
+        sides = (x.shape[2] * height, x.shape[3] * width)
+        return (x.shape[0] + more, x.shape[1], *(-(-side // 32) * 32 if side > 32 else int(side) for side in sides))
 
-def _other_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not shape:
-        return shape
-    sides = tuple(-(-s // 64) * 32 if s >= 128 else s * 2 for s in shape[2:]) if len(shape) == 4 else shape[2:]
-    return (shape[0] + 1, *shape[1:2], *sides)
+    half, whole, double = Fraction(1, 2), Fraction(1), Fraction(2)
+    sizes = ((64, 1, half, half), (96, 0, whole, double))
+    return [tuple(_random_like(x, shape(x, *size)) for x in inputs) for size in sizes]
 
 
 def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None:
@@ -192,7 +222,11 @@ def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None
         guard = node.meta.get("guard")
         if guard is not None and node.name in values:
             value = values[node.name]
-            convert = operator.index if isinstance(guard.value, int) and not isinstance(guard.value, bool) else type(guard.value)
+            convert = (
+                operator.index
+                if isinstance(guard.value, int) and not isinstance(guard.value, bool)
+                else type(guard.value)
+            )
             if convert(value) != guard.value:
                 return str(guard.where)
     return None

@@ -34,13 +34,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument("--model", default="torchvision:resnet50", metavar="SPEC", help="default: %(default)s")
     group.add_argument(
-        "--input", action="append", metavar="CxHxW", help="input shape, batch may be given; repeatable (default: the model's)"
+        "--input",
+        action="append",
+        metavar="CxHxW",
+        help="input shape, batch may be given; repeatable (default: the model's)",
     )
     group.add_argument("--batch", type=positive, default=1, metavar="N", help="batch size (default: %(default)s)")
     group.add_argument(
-        "--weights", metavar="FILE", help="state dict (.pth, .safetensors); 'pretrained' downloads, 'random' does not look"
+        "--weights",
+        metavar="FILE",
+        help="state dict (.pth, .safetensors); 'pretrained' downloads, 'random' does not look",
     )
-    group.add_argument("--dtype", choices=sorted(ITEM_SIZES), help="count activations in this type (default: as they are)")
+    group.add_argument(
+        "--dtype", choices=sorted(ITEM_SIZES), help="count activations in this type (default: as they are)"
+    )
     group.add_argument("--convention", choices=CONVENTIONS, default="deploy", help="default: %(default)s")
     group.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 
@@ -100,4 +107,3 @@ def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | 
         return 130
     except BrokenPipeError:
         return 0
-

@@ -55,7 +55,7 @@ class _EagerRecorder(Recorder):
 def profile_eager(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str | None) -> MemoryProfile:
     """Run the module itself under fake tensors: what its own Python frames keep alive is counted."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    copy = fake_copy(model, mode)
+    copy = fake_copy(model, mode).eval()
     with torch.no_grad(), mode, ModuleTracker() as modules:
         item_size = ITEM_SIZES[dtype] if dtype else None
         recorder = _EagerRecorder(state_of(copy), item_size, modules, type(copy).__name__)
@@ -64,6 +64,8 @@ def profile_eager(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str | Non
             recorder.track(fake)
         with recorder:
             copy(*fakes)
+    if not recorder.steps:  # nothing but the inputs is ever alive
+        recorder.steps.append(("input", "", 0))
     last = len(recorder.steps) - 1
     buffers = []
     for index, (shape, kind, size) in enumerate(recorder.storages):

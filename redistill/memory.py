@@ -7,7 +7,7 @@ convention in place                         graph input   transients equals, to 
 ========== ================================ ============= ========== ===================================================
 ``graph``  as written                       pinned        counted    the meter on the traced ``GraphModule``
 ``eager``  as written                       pinned        counted    the meter on the module as it is
-``arena``  nowhere                          live range    not        a planned arena without delegates (batch norm folded)
+``arena``  nowhere                          live range    not        a planned arena, no delegates (batch norm folded)
 ``deploy`` activations and sums overwrite a live range    not        the paper's theoretical peak (batch norm folded)
            dying input
 ========== ================================ ============= ========== ===================================================
@@ -88,7 +88,7 @@ class MemoryProfile:
         return sum(step.macs for step in self.timeline)
 
     def alive_at(self, step: int) -> tuple[Buffer, ...]:
-        """The buffers alive at ``step``, largest first; what an operation needs only within itself comes as one more."""
+        """The buffers alive at ``step``, largest first; what an operation needs within itself comes as one more."""
         alive = [b for b in self.buffers if b.born <= step <= b.dies]
         now = self.timeline[step]
         if now.transient_bytes:
@@ -157,7 +157,9 @@ def _as_written(record: GraphRecord) -> tuple[Buffer, ...]:
             dies[storage] = step
     last = len(record.operations) - 1
     return tuple(
-        _buffer(record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s])
+        _buffer(
+            record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s]
+        )
         for s in sorted(born)
     )
 
@@ -181,7 +183,7 @@ def functional_values(record: GraphRecord) -> list[Value]:
             values[index].dies = step
             values[index].readers.append(step)
         if operation.folds and len(operation.reads) == 1:
-            current.update({s: current[operation.reads[0]] for s in operation.creates})
+            current.update(dict.fromkeys(operation.creates, current[operation.reads[0]]))
             continue
         for storage in (*operation.creates, *operation.mutates):
             current[storage] = len(values)

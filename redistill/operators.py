@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -14,11 +14,11 @@ _UNARY_MODULES = (
     nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Dropout, nn.Dropout1d,
     nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
-_UNARY_NAMES = frozenset(
-    "relu relu6 leaky_relu elu celu selu gelu silu mish softplus sigmoid tanh hardtanh hardswish hardsigmoid "
-    "clamp neg abs exp sqrt square dropout".split()
-)
-_SUM_NAMES = frozenset("add sub iadd isub".split())
+_UNARY_NAMES = frozenset((
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh",
+    "hardtanh", "hardswish", "hardsigmoid", "clamp", "neg", "abs", "exp", "sqrt", "square", "dropout",
+))  # fmt: skip
+_SUM_NAMES = frozenset(("add", "sub", "iadd", "isub"))
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -31,7 +31,7 @@ def module_of(node: Node) -> nn.Module | None:
 
 
 def name_of(node: Node) -> str:
-    """The bare name of what a function or method node calls: ``relu`` for ``F.relu``, ``torch.relu_`` and ``x.relu()``."""
+    """The bare name of what a function or method node calls: ``relu`` for ``F.relu``, ``torch.relu_``, ``x.relu()``."""
     if node.op == "call_method":
         return str(node.target).strip("_")
     if node.op == "call_function":
@@ -72,10 +72,15 @@ def is_transposed_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, _ConvTransposeNd)
 
 
+def is_plain_batch_norm(module: nn.Module | None) -> bool:
+    """torch.nn's own batch norms: a subclass may do more than normalise."""
+    return isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn")
+
+
 def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
     """A batch norm whose only input is a convolution that nothing else reads: inference folds it into the weights."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if not isinstance(module, _BatchNorm) or not type(module).__module__.startswith("torch.nn"):
+    if not is_plain_batch_norm(module):
         return False
     source = node.args[0] if node.args else None
     if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:
@@ -83,9 +88,9 @@ def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
     return isinstance(modules.get(str(source.target)), _ConvNd)
 
 
-def modules_of(graph_module: GraphModule) -> dict[str, nn.Module]:
+def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     """All submodules by path; one walk instead of one per node."""
-    return dict(graph_module.named_modules(remove_duplicate=False))
+    return dict(module.named_modules(remove_duplicate=False))
 
 
 IN_PLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem})

@@ -153,7 +153,7 @@ OBJECTIVES = ("macs", "earliest")
 
 
 def solve(problem: PlanningProblem, limit: float, objective: Objective) -> Solution | None:
-    """The feasible plan of highest score, ties going to the lower peak and then to pooling earlier; None if none fits."""
+    """The feasible plan of highest score, ties going to the lower peak, then to pooling earlier; None if none fits."""
     search = _Search(problem, objective.scores(problem), _allowed(problem, objective))
     return search.run(limit)
 

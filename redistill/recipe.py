@@ -28,7 +28,11 @@ def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
     Raises:
         StudentError: the folder cannot be written, or holds something that is not a student.
     """
-    if directory.exists() and not (directory / RECIPE).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+    if (
+        directory.exists()
+        and not (directory / RECIPE).is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
         raise StudentError(f"{directory} exists and is not a student; choose another folder or remove it")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +51,12 @@ def _fill(folder: Path, recipe: dict[str, Any], module: nn.Module) -> None:
     folder.mkdir()
     safetensors.torch.save_model(module, str(folder / WEIGHTS))
     versions = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
-    whole = {"format": FORMAT, **recipe, "versions": versions, "weights": {"file": WEIGHTS, "sha256": _digest(folder / WEIGHTS)}}
+    whole = {
+        "format": FORMAT,
+        **recipe,
+        "versions": versions,
+        "weights": {"file": WEIGHTS, "sha256": _digest(folder / WEIGHTS)},
+    }
     (folder / RECIPE).write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
 
 
@@ -62,7 +71,7 @@ def read(directory: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "its recipe is not valid YAML"
         raise StudentError(f"{directory} is not a student folder: {RECIPE}: {reason}") from error
-    needed = {"format", "inputs", "plan", "taps", "convention", "weights", "peak_bytes"}
+    needed = {"format", "inputs", "plan", "taps", "convention", "objective", "init", "weights", "peak_bytes"}
     if not isinstance(recipe, dict) or not needed <= recipe.keys():
         raise StudentError(f"{directory / RECIPE} is damaged: it must have {', '.join(sorted(needed))}")
     if recipe["format"] != FORMAT:

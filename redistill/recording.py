@@ -1,4 +1,4 @@
-"""Recording: run a graph once on fake tensors and note, for each operation, which storages it reads, makes and changes."""
+"""Recording: run a graph once on fake tensors and note which storages each operation reads, makes and changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -115,13 +115,23 @@ class Recorder(MemoryMeter):
         return out
 
 
-class _RecordingInterpreter(Interpreter):
+class ShapeInterpreter(Interpreter):
+    """Runs a graph in eval mode on fake tensors, a batch norm in a tenth of the time its fake kernel takes."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A batch norm yields a map like its input; all else runs as it is."""
+        if operators.is_plain_batch_norm(self.module.get_submodule(str(target))):
+            return torch.empty_like(args[0])
+        return super().call_module(target, args, kwargs)
+
+
+class _RecordingInterpreter(ShapeInterpreter):
     """Runs a graph node by node and asks the recorder what each one did."""
 
-    def __init__(self, graph_module: GraphModule, recorder: Recorder) -> None:
-        super().__init__(graph_module)
+    def __init__(self, modules: nn.Module, graph: Graph, recorder: Recorder) -> None:
+        super().__init__(modules, graph=graph)
         self.recorder = recorder
-        self.modules = operators.modules_of(graph_module)
+        self.modules = operators.modules_of(modules)
         self.held: dict[Node, tuple[int, ...]] = {}
         self.values: dict[str, Any] = {}
         self.operations: list[Operation] = []
@@ -171,8 +181,8 @@ class _RecordingInterpreter(Interpreter):
 class _ProbingInterpreter(_RecordingInterpreter):
     """Goes on with the known value where the graph fails at another size."""
 
-    def __init__(self, graph_module: GraphModule, recorder: Recorder, known: GraphRecord) -> None:
-        super().__init__(graph_module, recorder)
+    def __init__(self, modules: nn.Module, graph: Graph, recorder: Recorder, known: GraphRecord) -> None:
+        super().__init__(modules, graph, recorder)
         self.known = known
         self.blocked: dict[str, str] = {}
 
@@ -204,8 +214,8 @@ def probe_graph(
         The record, and the reason of failure by node name.
     """
 
-    def interpreter(module: GraphModule, recorder: Recorder) -> _ProbingInterpreter:
-        return _ProbingInterpreter(module, recorder, known)
+    def interpreter(modules: nn.Module, graph: Graph, recorder: Recorder) -> _ProbingInterpreter:
+        return _ProbingInterpreter(modules, graph, recorder, known)
 
     with _quiet("torch._subclasses.fake_tensor"):  # it logs the very failures looked for here
         record, run = _record(graph_module, inputs, dtype, interpreter)
@@ -228,13 +238,12 @@ def _record(
     graph_module: GraphModule,
     inputs: Sequence[Tensor],
     dtype: str | None,
-    make_interpreter: Callable[[GraphModule, Recorder], _RecordingInterpreter],
+    make_interpreter: Callable[[nn.Module, Graph, Recorder], _RecordingInterpreter],
 ) -> tuple[GraphRecord, _RecordingInterpreter]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = fake_copy(graph_module, mode)
-    assert isinstance(skeleton, GraphModule)
-    recorder = Recorder(state_of(skeleton), ITEM_SIZES[dtype] if dtype else None)
-    interpreter = make_interpreter(skeleton, recorder)
+    modules = _fake_modules(graph_module, mode)
+    recorder = Recorder(state_of(modules), ITEM_SIZES[dtype] if dtype else None)
+    interpreter = make_interpreter(modules, graph_module.graph, recorder)
     with torch.no_grad(), mode:
         fakes = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
         with recorder:
@@ -243,16 +252,44 @@ def _record(
 
 
 def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of ``module`` whose tensors are fake and claim to be on the CPU."""
+    """A deep copy of ``module`` whose tensors are fake and claim to be on the CPU."""
     skeleton = make_skeleton(module)
-    convert = mode.fake_tensor_converter.from_meta_and_device
-    cpu = torch.device("cpu")
     for part in skeleton.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = convert(mode, tensor, cpu)  # type: ignore[assignment]
+                    tensors[name] = _as_fake(tensor, mode)  # type: ignore[assignment]
     return skeleton
+
+
+def _fake_modules(graph_module: GraphModule, mode: FakeTensorMode) -> nn.Module:
+    """The modules a graph calls, in eval mode and with fake tensors; all else is shared with them, so it is quick."""
+    copies: dict[int, Any] = {}
+
+    def tensor_copy(tensor: Tensor | None) -> Tensor | None:
+        if tensor is not None and id(tensor) not in copies:
+            copies[id(tensor)] = _as_fake(tensor, mode)
+        return None if tensor is None else copies[id(tensor)]
+
+    def module_copy(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+        if id(module) not in copies:
+            twin = copies[id(module)] = kind.__new__(kind)
+            twin.__dict__.update(module.__dict__, training=False)
+            twin.__dict__["_parameters"] = {k: tensor_copy(v) for k, v in module._parameters.items()}
+            twin.__dict__["_buffers"] = {k: tensor_copy(v) for k, v in module._buffers.items()}
+            twin.__dict__["_modules"] = {
+                k: v if v is None else module_copy(v, type(v)) for k, v in module._modules.items()
+            }
+        found = copies[id(module)]
+        assert isinstance(found, nn.Module)
+        return found
+
+    return module_copy(graph_module, nn.Module)
+
+
+def _as_fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    meta = tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
+    return mode.fake_tensor_converter.from_meta_and_device(mode, meta, torch.device("cpu"))
 
 
 def _storages(interpreter: _RecordingInterpreter) -> tuple[Storage, ...]:
@@ -271,6 +308,8 @@ def _empty_like(shape: Any) -> Any:
         return torch.empty(shape)
     if isinstance(shape, tuple):
         return tuple(_empty_like(s) for s in shape)
+    if isinstance(shape, dict):
+        return {key: _empty_like(s) for key, s in shape.items()}
     return shape
 
 
@@ -280,4 +319,6 @@ def _shape_of(value: Any) -> Any:
         return Shape(value.shape)
     if isinstance(value, (tuple, list)):
         return tuple(_shape_of(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _shape_of(v) for key, v in value.items()}
     return value

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from redistill.crossings import SIDES, Crossing
 from redistill.memory import Buffer, counts_transients, lifetimes
 from redistill.planning import FACTORS, ConditionalRows, Matrix, PlanningProblem
 from redistill.recording import GraphRecord, Operation
 from redistill.red import red_overhead
 from redistill.stages import StageGraph, growth_exponent
-from redistill.taps import SIDES, Crossing, tap_activity, tap_name
+from redistill.taps import tap_activity, tap_name
 
 
 class ScalingModel:
@@ -26,7 +27,9 @@ class ScalingModel:
         self.buffers = lifetimes(stages.record, convention)
         self._grown = _match_storages(stages.record, stages.grown)
 
-    def problem(self, crossings: Sequence[Crossing] = (), without_taps: frozenset[str] = frozenset()) -> PlanningProblem:
+    def problem(
+        self, crossings: Sequence[Crossing] = (), without_taps: frozenset[str] = frozenset()
+    ) -> PlanningProblem:
         """The planning problem; with ``crossings``, the memory of the RED blocks at their taps is part of it."""
         constant, usage = self._rows(self.buffers)
         if counts_transients(self.convention):
@@ -58,7 +61,7 @@ class ScalingModel:
         if stage is None or exponent == 0:
             return None, np.empty(0)
         grid = buffer.shape[2:] if len(buffer.shape) == 4 and exponent == 1 else self.stages.stages[stage].grid
-        return stage, buffer.bytes * self._shares(stage, grid) ** exponent
+        return stage, _whole(buffer.bytes * self._shares(stage, grid) ** exponent)
 
     def _shares(self, stage: int, grid: Sequence[int]) -> np.ndarray:
         """The part of a grid's cells that is left at each factor, sides rounded up as padded convolutions do."""
@@ -73,7 +76,7 @@ class ScalingModel:
             else:
                 exponent = growth_exponent(operation.transient_bytes, self._operation_grown(step).transient_bytes)
                 shares = self._shares(stage, self.stages.stages[stage].grid) ** exponent
-                usage[stage][:, step] += operation.transient_bytes * shares
+                usage[stage][:, step] += _whole(operation.transient_bytes * shares)
 
     def _operation_grown(self, step: int) -> Operation:
         return self.stages.grown.operations[step]
@@ -116,7 +119,7 @@ class ScalingModel:
         storages = self.stages.record.storages
         per_value = next(s.bytes / max(1, int(np.prod(s.shape))) for s in storages if s.is_input and len(s.shape) == 4)
         stage = crossing.stage(side)
-        return float(np.prod(operation.shape)) * per_value * self._shares(stage, operation.shape[2:])
+        return _whole(float(np.prod(operation.shape)) * per_value * self._shares(stage, operation.shape[2:]))
 
 
 def candidate_factors(stages: StageGraph, restore_deepest: bool = True) -> tuple[tuple[int, ...], ...]:
@@ -132,6 +135,12 @@ def candidate_factors(stages: StageGraph, restore_deepest: bool = True) -> tuple
         else tuple(d for d in FACTORS if d <= min(stage.grid))
         for stage in stages.stages
     )
+
+
+def _whole(sizes: np.ndarray) -> np.ndarray:
+    """Bytes are whole: a plan that meets the limit exactly must not fail it by a rounding error."""
+    rounded: np.ndarray = np.rint(sizes)
+    return rounded
 
 
 def _match_storages(record: GraphRecord, grown: GraphRecord) -> dict[int, int]:

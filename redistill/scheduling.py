@@ -38,6 +38,7 @@ class Dependencies:
         self.is_input: list[bool] = []
         self._collect_values()
         self._order_writes()
+        self._put_inputs_first()
 
     def _collect_values(self) -> None:
         as_written = counts_transients(self.convention)
@@ -75,6 +76,14 @@ class Dependencies:
                 written[storage] = step
             for storage in (*operation.reads, *operation.creates):
                 touched.setdefault(storage, []).append(step)
+
+    def _put_inputs_first(self) -> None:
+        """Whoever calls the graph holds all inputs from the start: none can be put off until it is read."""
+        inputs = 0
+        for step, operation in enumerate(self.record.operations):
+            self.before[step] |= inputs
+            if any(self.record.storages[s].is_input for s in operation.creates):
+                inputs |= 1 << step
 
     @cached_property
     def ancestors(self) -> list[int]:
@@ -181,15 +190,17 @@ def _search(deps: Dependencies, ceiling: int, max_states: int) -> Order | None:
     pinned = sum(s for s, p in zip(deps.size, deps.pinned, strict=True) if p)
     start = _State(0, pinned, pinned, -1, None)
     queue: list[tuple[int, int, int, _State]] = [(start.peak, 0, 0, start)]
-    seen = {0}
+    reached = {0: start.peak}  # the lowest peak yet known for each set of operations run
     pushed = 0
     while queue and pushed < max_states:
         state = heapq.heappop(queue)[-1]
         if state.executed == everything:
             return Order(_positions(state), state.peak, True)
+        if state.peak > reached[state.executed]:
+            continue
         for following in _successors(deps, state, count):
-            if following.executed not in seen and following.peak <= ceiling:
-                seen.add(following.executed)
+            if following.peak < reached.get(following.executed, ceiling + 1):
+                reached[following.executed] = following.peak
                 pushed += 1
                 heapq.heappush(queue, (following.peak, -following.executed.bit_count(), pushed, following))
     return None

@@ -2,7 +2,7 @@
 
 How a node scales is not guessed from its type but seen: the graph runs once more on fake tensors at twice the size.
 What grows four-fold belongs to a grid, what grows sixteen-fold (attention scores) to its square, what does not grow is
-free of it; and where the graph fails at the other size (a flatten of fixed length, a position embedding) a grid is fixed.
+free of it; where the graph fails at the other size (a flatten of fixed length, a position embedding) a grid is fixed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GROWTH = 2  # the second run has sides this many times as long
 class Stage:
     """Nodes that share one pooling factor, in data-flow order.
 
-    ``fixed`` says why the factor must be 1, if it must; a ``boundary`` stage is that of the input or of a spatial output.
+    ``fixed`` says why the factor must be 1, if it must; a ``boundary`` stage is that of the input or a spatial output;
     ``output`` is the last feature map of the stage, ``pre_activation`` the same before its activation.
     """
 
@@ -98,9 +98,9 @@ class StageGraph:
         """The stages a plan speaks of: all but those of the input and of spatial outputs."""
         return tuple(s for s in self.stages if not s.boundary)
 
-    def as_networkx(self) -> nx.MultiDiGraph:
+    def as_networkx(self) -> nx.MultiDiGraph[int]:
         """Stages as nodes (attribute ``stage``), transitions as edges (attribute ``transition``)."""
-        graph = nx.MultiDiGraph()
+        graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()
         graph.add_nodes_from((s.index, {"stage": s}) for s in self.stages)
         graph.add_edges_from((t.source, t.target, {"transition": t}) for t in self.transitions)
         return graph
@@ -218,7 +218,8 @@ class _Partition:
         return Fraction(max(1, round(wide / narrow))) if wide >= narrow else Fraction(1, round(narrow / wide))
 
     def _side_growth(self, node: Node) -> int:
-        return max(1, *(self.grown.values[node.name][axis] - self.record.values[node.name][axis] for axis in (2, 3)))
+        small, large = (r.values[node.name] for r in (self.record, self.grown))
+        return max(1, *(int(large[axis] - small[axis]) for axis in (2, 3)))
 
     def _kind(self, node: Node, source: Node) -> str:
         if node in self.tails:
@@ -266,14 +267,18 @@ class _Partition:
             members[order[root]].append(node)
         stage_of = {node.name: order[self.sets[node]] for node in self.labels}
         transitions = tuple(
-            Transition(n.name, operators.module_path(n), kind, stage_of[s.name], stage_of[n.name], self._stride(n, s), op)
+            Transition(
+                n.name, operators.module_path(n), kind, stage_of[s.name], stage_of[n.name], self._stride(n, s), op
+            )
             for n, s, kind, op in self.crossings
             if stage_of[s.name] != stage_of[n.name] or op == "resize"
         )
         stages = tuple(self._stage(i, nodes, stage_of, transitions) for i, nodes in enumerate(members))
         return StageGraph(stages, transitions, self.record, self.grown, stage_of)
 
-    def _stage(self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]) -> Stage:
+    def _stage(
+        self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]
+    ) -> Stage:
         reasons = {stage_of[n.name]: reason for n, reason in self.fixed.items()}
         entering = [t for t in transitions if t.target == index and t.operator != "resize"]
         boundary = any(n in self.inputs for n in nodes) or any(t.kind == "tail" for t in entering)

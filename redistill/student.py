@@ -115,7 +115,7 @@ class Student(GraphModule):
             features: further graph nodes to return, by the name they shall have.
 
         Returns:
-            A module whose forward yields ``(output, {name: tensor})``: the output of each tap's RED block, and features.
+            A module whose forward yields ``(output, {name: tensor})``: what each RED block yields, and features.
         """
         places = {n.meta["tap"]: n.name for n in self.graph.nodes if "tap" in n.meta} | dict(features or {})
         return with_outputs(self, places)
@@ -201,7 +201,7 @@ def _writes_over(user: Node, node: Node) -> bool:
     if user.op == "call_module":
         return bool(getattr(module_of(user), "inplace", False))
     in_place = user.kwargs.get("inplace", False) or (
-        user.op == "call_method" and str(user.target).endswith("_") or user.target in IN_PLACE_FUNCTIONS
+        (user.op == "call_method" and str(user.target).endswith("_")) or user.target in IN_PLACE_FUNCTIONS
     )
     return bool(in_place) and bool(user.args) and user.args[0] is node
 

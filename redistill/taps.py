@@ -1,8 +1,7 @@
 """Taps: where the student changes its grid, and which node of the teacher has the same one.
 
-A *crossing* is a module whose operations all move from one stage to another (``layer2.0``: its strided convolution and
-its strided shortcut). The student's crossing is paired with the teacher's crossing between equal grids; where there is
-none, each side is paired alone.
+The student's crossing is paired with the teacher's crossing between equal grids; where there is none, each side is
+paired alone.
 """
 
 from __future__ import annotations
@@ -11,54 +10,14 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from torch.fx import GraphModule, Node
 
-from redistill import operators
+from redistill.crossings import SIDES, Crossing, Grid, Places, grid_of
 from redistill.errors import TapError
-from redistill.stages import StageGraph, Transition, common_path, is_map
-
-Grid = tuple[int, int]
-SIDES = ("in", "out")
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """A module that moves from stage ``source`` to stage ``target``; nodes by name, channels on either side."""
-
-    module: str
-    kind: str
-    source: int
-    target: int
-    transition: Transition
-    in_node: str
-    out_node: str
-    in_channels: int
-    out_channels: int
-
-    @property
-    def goes_up(self) -> bool:
-        """Whether it belongs to a decoder."""
-        return self.kind in ("up", "tail")
-
-    def has(self, side: str) -> bool:
-        """Whether that side may be tapped: not the image before a stem, not the output after a tail."""
-        return (self.kind, side) not in (("stem", "in"), ("tail", "out"))
-
-    def node(self, side: str) -> str:
-        """The node on that side."""
-        return self.in_node if side == "in" else self.out_node
-
-    def stage(self, side: str) -> int:
-        """The stage on that side."""
-        return self.source if side == "in" else self.target
-
-    def channels(self, side: str) -> int:
-        """The channels on that side."""
-        return self.in_channels if side == "in" else self.out_channels
+from redistill.stages import StageGraph
 
 
 @dataclass(frozen=True)
@@ -74,75 +33,6 @@ class Tap:
     teacher_node: str
     module: str
     side: str
-
-
-def find_crossings(graph_module: GraphModule, stages: StageGraph) -> tuple[Crossing, ...]:
-    """The crossings of a network in data-flow order; one for each pair of grids, the first where there are several."""
-    places = _Places(graph_module, stages)
-    groups: dict[tuple[int, int], list[Transition]] = {}
-    for transition in stages.transitions:
-        if transition.source != transition.target and transition.operator != "resize":
-            groups.setdefault((transition.source, transition.target), []).append(transition)
-    found: dict[tuple[Grid, Grid, bool], Crossing] = {}
-    for (source, target), group in groups.items():
-        crossing = places.crossing(group) or places.crossing(group[:1])
-        if crossing is not None:
-            key = (stages.stages[source].grid, stages.stages[target].grid, crossing.goes_up)
-            found.setdefault(key, crossing)
-    return tuple(found.values())
-
-
-class _Places:
-    """Finds, for a group of transitions, the narrowest module around them with one map in and one map out."""
-
-    def __init__(self, graph_module: GraphModule, stages: StageGraph) -> None:
-        self.stages = stages
-        self.nodes = {n.name: n for n in graph_module.graph.nodes}
-        self.paths = {n: _module_paths(n) for n in graph_module.graph.nodes}
-
-    def crossing(self, group: Sequence[Transition]) -> Crossing | None:
-        """The narrowest candidate; among equally narrow ones the innermost."""
-        innermost = common_path([t.module for t in group])
-        candidates: list[Crossing] = []
-        path = innermost
-        while path:
-            candidate = self._candidate(path, group[0])
-            if candidate is not None:
-                candidates.append(candidate)
-            path = path.rpartition(".")[0]
-        return min(candidates, key=self._width, default=None)
-
-    def _width(self, crossing: Crossing) -> int:
-        """Values on both sides; the image at a stem does not count, for it is not tapped."""
-        grids = {side: _grid(crossing, side, self.stages) for side in SIDES if crossing.has(side)}
-        return sum(crossing.channels(side) * grid[0] * grid[1] for side, grid in grids.items())
-
-    def _candidate(self, path: str, transition: Transition) -> Crossing | None:
-        inside = {n for n, paths in self.paths.items() if path in paths}
-        entering = {s for n in inside for s in n.all_input_nodes if s not in inside and self._is_map(s)}
-        leaving = {n for n in inside if self._is_map(n) and any(u not in inside for u in n.users)}
-        if len(entering) != 1 or len(leaving) != 1:
-            return None
-        (source,), (target,) = entering, leaving
-        stage_of = self.stages.stage_of
-        if (stage_of.get(source.name), stage_of.get(target.name)) != (transition.source, transition.target):
-            return None
-        return Crossing(
-            path, transition.kind, transition.source, transition.target, transition,
-            source.name, target.name, self._shape(source)[1], self._shape(target)[1],
-        )  # fmt: skip
-
-    def _is_map(self, node: Node) -> bool:
-        return is_map(self._shape(node)) and node.name in self.stages.stage_of
-
-    def _shape(self, node: Node) -> Any:
-        return self.stages.record.values.get(node.name)
-
-
-def _module_paths(node: Node) -> set[str]:
-    """Every module whose forward the node belongs to."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return {str(path) for path, _ in stack.values()} | ({operators.module_path(node)} - {""})
 
 
 def needs_tap(crossing: Crossing, source_factor: int, target_factor: int) -> bool:
@@ -166,14 +56,10 @@ def find_partner(
         (other, at)
         for at in (side, *(s for s in SIDES if s != side))
         for other in crossings
-        if other.goes_up == crossing.goes_up and other.has(at) and _grid(other, at, stages) == wanted[side]
+        if other.goes_up == crossing.goes_up and other.has(at) and grid_of(other, at, stages) == wanted[side]
     ]
-    both = [(o, at) for o, at in candidates if at == side and all(_grid(o, s, stages) == wanted[s] for s in SIDES)]
-    return (both or candidates or [None])[0]
-
-
-def _grid(crossing: Crossing, side: str, stages: StageGraph) -> Grid:
-    return stages.stages[crossing.stage(side)].grid
+    both = [(o, at) for o, at in candidates if at == side and all(grid_of(o, s, stages) == wanted[s] for s in SIDES)]
+    return next(iter(both or candidates), None)
 
 
 def choose_taps(
@@ -237,19 +123,20 @@ def read_taps(path: str | Path) -> tuple[dict[str, str], ...]:
 
 
 def resolve_taps(
-    entries: Sequence[dict[str, str]], graph_module: GraphModule, student_shapes: dict[str, Any], stages: StageGraph
+    entries: Sequence[dict[str, str]], graph_module: GraphModule, factors: Sequence[int], stages: StageGraph
 ) -> tuple[Tap, ...]:
     """Taps written by hand, checked: both places exist and have equal grids.
 
     Raises:
         TapError: an unknown place (the nearest one is named) or unequal grids.
     """
-    places = _Places(graph_module, stages)
+    places = Places(graph_module, stages)
     taps = []
     for entry in entries:
         student, teacher = (_resolve_place(entry[role], places) for role in ("student", "teacher"))
-        student_grid = student_shapes[student.name][2:]
-        teacher_grid = stages.record.values[teacher.name][2:]
+        channels, *grid = stages.record.values[student.name][1:]
+        student_grid = tuple(-(-side // factors[stages.stage_of[student.name]]) for side in grid)
+        teacher_grid = tuple(stages.record.values[teacher.name][2:])
         if student_grid != teacher_grid:
             raise TapError(
                 f"tap {entry['student']!r} has grid {_by(student_grid)} in the student, {entry['teacher']!r} has "
@@ -258,25 +145,28 @@ def resolve_taps(
         module, _, side = entry["student"].rpartition(" ")
         taps.append(
             Tap(
-                tap_name(module, side), entry["student"], entry["teacher"], tuple(student_grid),
-                student_shapes[student.name][1], student.name, teacher.name, module, side,
-            )  # fmt: skip
+                tap_name(module, side),
+                entry["student"],
+                entry["teacher"],
+                (student_grid[0], student_grid[1]),
+                channels,
+                student.name,
+                teacher.name,
+                module,
+                side,
+            )
         )
     return tuple(taps)
 
 
-def _resolve_place(place: str, places: _Places) -> Node:
+def _resolve_place(place: str, places: Places) -> Node:
     module, _, side = place.rpartition(" ")
     known = sorted({path for paths in places.paths.values() for path in paths})
     if side not in SIDES or module not in known:
         near = difflib.get_close_matches(module or place, known, 1)
         hint = f"; did you mean '{near[0]} {side if side in SIDES else 'out'}'?" if near else ""
         raise TapError(f"no such place {place!r}: write a module's path and 'in' or 'out'{hint}")
-    inside = [n for n, paths in places.paths.items() if module in paths]
-    if side == "in":
-        found = {s for n in inside for s in n.all_input_nodes if s not in inside and places._is_map(s)}
-    else:
-        found = {n for n in inside if places._is_map(n) and any(u not in inside for u in n.users)}
+    found = places.maps(module, side)
     if len(found) != 1:
         raise TapError(f"{place!r} is {len(found)} feature maps; a tap needs a module with exactly one there")
     return found.pop()

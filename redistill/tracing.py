@@ -2,8 +2,8 @@
 
 ``torch.fx`` proxies know nothing of values, so Python control flow on shapes stops them. Here every proxy carries the
 value that the operation yields on meta tensors: ``if``, ``len``, iteration and ``isinstance`` are answered from it (and
-recorded as a *guard*, checked again after a rewrite), while sizes stay nodes of the graph, which therefore still runs at
-other resolutions. The teacher is never touched: what is traced is its skeleton, a copy whose tensors are on ``meta``.
+recorded as a *guard*, checked again after a rewrite), while sizes stay nodes of the graph, which therefore still runs
+at other resolutions. The teacher is never touched: what is traced is its skeleton, a copy with tensors on ``meta``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.errors import TraceError
+from redistill.operators import is_plain_batch_norm
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN_ATTRIBUTES = ("ndim", "requires_grad", "is_quantized", "is_sparse", "layout", "names", "grad")
@@ -48,8 +48,8 @@ class ValueProxy(Proxy):
     def _value(self) -> Any:
         return self.tracer.values[self.node]
 
-    @property  # isinstance(x, Tensor) in the teacher's code is answered by the value
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]  # isinstance(x, Tensor) in the teacher's code is answered by the value
+    def __class__(self) -> type:
         return type(self._value)
 
     def __getattr__(self, name: str) -> Any:
@@ -63,8 +63,8 @@ class ValueProxy(Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return iter([self[i] for i in range(len(self._value))])
+    def __iter__(self) -> Iterator[Any]:
+        return iter([operator.getitem(self, i) for i in range(len(self._value))])
 
     def __len__(self) -> int:
         return len(self._value)
@@ -74,7 +74,9 @@ class ValueProxy(Proxy):
 
     def _guarded(self, convert: Callable[[Any], Any]) -> Any:
         value = convert(self._value)
-        self.node.meta["guard"] = Guard(value, _user_frame(traceback.extract_stack()))
+        if "guard" not in self.node.meta:
+            self.node.meta["guard"] = Guard(value, _user_frame(traceback.extract_stack()))
+            self.tracer.fresh_guards.append(self.node)
         return value
 
     def __bool__(self) -> bool:
@@ -117,10 +119,30 @@ class _RecordFunctions(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch._assert:
             return None if args[0] else func(bool(args[0]), *args[1:])
-        kind, target = (
-            ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
-        )
+        kind, target = ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
         return self.tracer.create_proxy(kind, target, args, kwargs)
+
+
+@contextmanager
+def _recorded_factories(tracer: ValueTracer) -> Iterator[None]:
+    """Record ``torch.zeros(n, m)`` before the argument parser looks: it would turn a proxy into a number."""
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if tracer.evaluating or not _has_proxy((args, kwargs)):
+                return function(*args, **kwargs)
+            return tracer.create_proxy("call_function", function, args, kwargs)
+
+        return call
+
+    originals = {name: getattr(torch, name) for name in ("zeros", "ones", "empty", "full", "rand", "randn", "arange")}
+    for name, function in originals.items():
+        setattr(torch, name, recorded(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch, name, function)
 
 
 class ValueTracer(Tracer):
@@ -131,13 +153,14 @@ class ValueTracer(Tracer):
         self.values: dict[Node, Any] = {}
         self.leaf_modules = tuple(leaf_modules)
         self.opaque: dict[str, str] = {}
+        self.fresh_guards: list[Node] = []
         self.evaluating = False
         self.proxy_buffer_attributes = True
 
     def run(self, skeleton: nn.Module, inputs: tuple[Any, ...]) -> Graph:
         """Trace ``skeleton`` (tensors on meta) for ``inputs`` (on meta) and drop what nothing reads."""
         self.inputs = inputs
-        with torch.no_grad(), _RecordFunctions(self):
+        with torch.no_grad(), _recorded_factories(self), _RecordFunctions(self):
             graph = self.trace(skeleton)
         _mark_guards(graph)
         for node in graph.nodes:
@@ -167,6 +190,10 @@ class ValueTracer(Tracer):
     ) -> Any:
         """Record the operation and compute its value on meta tensors."""
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *rest)
+        for guarded in self.fresh_guards:
+            if guarded in node.all_input_nodes:  # it was the call's own argument parser that looked
+                del guarded.meta["guard"]
+        self.fresh_guards.clear()
         try:
             self.values[node] = self._evaluate(node)
         except Exception:
@@ -198,7 +225,7 @@ class ValueTracer(Tracer):
         return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Instances of torch.nn layers, and childless modules with state or with a train/eval behaviour of their own."""
+        """Instances of torch.nn layers, and childless modules with state or a train/eval behaviour of their own."""
         if isinstance(m, self.leaf_modules) or module_qualified_name in self.opaque:
             return True
         if isinstance(m, _CONTAINERS):
@@ -248,7 +275,7 @@ def evaluate(root: nn.Module, kind: str, target: Any, args: Any, kwargs: Any) ->
         return operator.attrgetter(target)(root)
     if kind == "call_module":
         module = root.get_submodule(target)
-        if isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn"):
+        if is_plain_batch_norm(module):
             return torch.empty_like(args[0])  # the meta kernel decomposes a batch norm, ten times as slow
         return module(*args, **kwargs)
     if kind == "call_method":
@@ -299,7 +326,9 @@ def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> 
                 attributes[str(node.target)] = find(module)
             except AttributeError:
                 attributes[str(node.target)] = find(skeleton)
-    return GraphModule(attributes, graph, type(module).__name__)  # type: ignore[arg-type]
+    graph_module = GraphModule(attributes, graph, type(module).__name__)
+    graph_module.training = module.training
+    return graph_module
 
 
 @contextmanager

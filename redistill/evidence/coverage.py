@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from redistill import RedistillError, Student, load_student, transform
+from redistill import RedistillError, Student, load_student
+from redistill.analysis import Analysis, analyze
 from redistill.evidence.networks import build, short, torchvision_specs
 from redistill.evidence.table import Table
+from redistill.recording import Shape
+from redistill.transform.pipeline import make_student, provenance
 
 BUDGETS = ("2x", "4x")
 
@@ -30,47 +33,57 @@ def run(names: Sequence[str] = ()) -> Table:
     specs = [s for s in torchvision_specs() if not names or any(n in s for n in names)]
     for spec in tqdm(specs, unit="model", leave=False):
         model, inputs = build(spec)
+        started = time.perf_counter()
+        analysis = _analyze(model, inputs)
         for budget in BUDGETS:
-            started = time.perf_counter()
-            row = attempt(model, inputs, budget)
+            row = attempt(model, analysis, budget)
             outcomes[f"{budget} {row[0].partition(':')[0]}"] += 1
             table.add(short(spec), budget, *row, f"{time.perf_counter() - started:.1f}")
+            started = time.perf_counter()
     table.notes += [f"{count} {outcome}" for outcome, count in sorted(outcomes.items())]
     return table
 
 
-def attempt(model: nn.Module, inputs: tuple[Tensor, ...], budget: str) -> tuple[str, str, str, str]:
+def _analyze(model: nn.Module, inputs: tuple[Tensor, ...]) -> Analysis | RedistillError:
+    try:
+        return analyze(model, inputs)
+    except RedistillError as error:
+        return error
+
+
+def attempt(model: nn.Module, analysis: Analysis | RedistillError, budget: str) -> tuple[str, str, str, str]:
     """Result, ratio, MACs kept and number of taps of one model at one budget."""
     try:
-        student = transform(model, inputs, budget)
+        if isinstance(analysis, RedistillError):
+            raise analysis
+        student = make_student(analysis, provenance(model, analysis, budget), "macs")
     except RedistillError as error:
         kind = {"InfeasibleBudgetError": "refused", "TraceError": "not traced"}.get(type(error).__name__, "failed")
         return f"{kind}: {error}", "", "", ""
-    problem = verify(model, student, inputs)
+    problem = verify(model, student, analysis)
     ratio = student.teacher_profile.peak_bytes / student.plan.peak_bytes
     result = f"not verified: {problem}" if problem else "verified"
     return result, f"{ratio:.2f}x", f"{student.plan.macs_kept:.0%}", str(len(student.record.taps))
 
 
-def verify(model: nn.Module, student: Student, inputs: tuple[Tensor, ...]) -> str:
+def verify(model: nn.Module, student: Student, analysis: Analysis) -> str:
     """What does not hold of the student; empty if all does."""
     limit = student.plan.limit
     if limit is not None and student.plan.peak_bytes > limit:
         return "over the budget"
-    student.eval()
-    with torch.no_grad():
-        expected, found = _tensors(model(*inputs)), _tensors(student(*inputs))
-    if [x.shape for x in expected] != [x.shape for x in found]:
-        return "another output shape"
     student.train()
-    twice = tuple(x.repeat(2, *([1] * (x.dim() - 1))) for x in inputs)
-    loss = torch.stack([x.float().square().mean() for x in _tensors(student(*twice))]).sum()
+    two = tuple(x.repeat(2, *([1] * (x.dim() - 1))) for x in analysis.inputs)
+    outputs = _tensors(student(*two))
+    expected = tree_leaves(analysis.stages.record.values["output"], is_leaf=lambda x: isinstance(x, Shape))
+    if [tuple(x.shape[1:]) for x in outputs] != [shape[1:] for shape in expected]:
+        return "another output shape"
+    loss = torch.stack([x.float().square().mean() for x in outputs]).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     if not loss.isfinite() or not all(bool(g.isfinite().all()) for g in gradients):
         return "not finite"
     student.zero_grad(set_to_none=True)
-    return _verify_saved(model, student.eval(), inputs)
+    return _verify_saved(model, student.eval(), analysis.inputs)
 
 
 def _verify_saved(model: nn.Module, student: Student, inputs: tuple[Tensor, ...]) -> str:

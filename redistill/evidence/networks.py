@@ -14,8 +14,8 @@ from redistill.models import default_input_shapes, example_inputs, load_model
 EXACT = (
     *(f"torchvision:{name}" for name in (
         "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "squeezenet1_1",
-        "vgg16", "googlenet", "shufflenet_v2_x1_0", "convnext_tiny", "regnet_y_400mf", "resnext50_32x4d", "fcn_resnet50",
-        "deeplabv3_mobilenet_v3_large",
+        "vgg16", "googlenet", "shufflenet_v2_x1_0", "convnext_tiny", "regnet_y_400mf", "resnext50_32x4d",
+        "fcn_resnet50", "deeplabv3_mobilenet_v3_large",
     )),
     "timm:hrnet_w18_small",
     "diffusers:UNet2DModel?sample_size=32&block_out_channels=[128,256,256,256]"

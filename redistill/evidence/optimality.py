@@ -23,7 +23,9 @@ NETWORKS = tuple(
 
 def run() -> Table:
     """The best MACs kept at 2x and 4x, taps included, by both searches, and their times."""
-    table = Table(("network", "budget", "plans", "best exhaustively", "best by search", "equal", "exhaustive ms", "search ms"))
+    table = Table(
+        ("network", "budget", "plans", "best exhaustively", "best by search", "equal", "exhaustive ms", "search ms")
+    )
     for spec in tqdm(NETWORKS, unit="network", leave=False):
         model, inputs = build(spec)
         analysis = analyze(model, inputs, check=False)
@@ -39,7 +41,8 @@ def run() -> Table:
             end = time.perf_counter()
             table.add(
                 short(spec), f"{budget}x", problem.size, _giga(exhaustive), _giga(searched),
-                "yes" if exhaustive == searched else "NO", f"{1e3 * (halfway - started):.1f}", f"{1e3 * (end - halfway):.1f}",
+                "yes" if exhaustive == searched else "NO",
+                f"{1e3 * (halfway - started):.1f}", f"{1e3 * (end - halfway):.1f}",
             )  # fmt: skip
     return table
 

@@ -12,22 +12,23 @@ from tqdm import tqdm
 
 from redistill import transform
 from redistill.capture import capture
+from redistill.crossings import find_crossings
 from redistill.evidence.networks import build, short
 from redistill.evidence.table import Table
 from redistill.planning import keep_most_macs, solve
 from redistill.profiling import profile_record
 from redistill.scaling import ScalingModel, candidate_factors
 from redistill.stages import find_stages
-from redistill.taps import find_crossings
 
 NETWORKS = tuple(
-    f"torchvision:{name}" for name in ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "efficientnet_b7", "densenet201")
+    f"torchvision:{name}"
+    for name in ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "efficientnet_b7", "densenet201")
 )
 Result = TypeVar("Result")
 
 
 def run(repeats: int = 3) -> Table:
-    """Median milliseconds of each step after a warm-up; ``total`` is ``redistill.transform`` at 4x, verification included."""
+    """Median milliseconds of each step after a warm-up; ``total`` is ``transform`` at 4x, verification included."""
     table = Table(("network", "nodes", "stages", "trace+check", "stages+record", "profile", "search", "total"))
     for spec in tqdm(NETWORKS, unit="network", leave=False):
         model, inputs = build(spec)

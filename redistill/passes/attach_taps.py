@@ -20,7 +20,7 @@ RED = "red"  # where a student keeps its RED blocks
 class TapOrder:
     """A RED block to be laid after a node, called ``name``.
 
-    On the ``in`` side of ``module`` only what is inside the module reads the block's output; on the ``out`` side all do.
+    On the ``in`` side of ``module`` only what is inside it reads the block's output; on the ``out`` side all do.
     """
 
     name: str

@@ -71,9 +71,7 @@ def _fit_pool(module: Any, stride: int, source: Pair, target: Pair) -> Pair:
     sides = []
     for axis in (0, 1):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
-        sizes = {
-            p: _pooled(source[axis], reach, stride, p, module.ceil_mode) for p in range(kernel[axis] // 2 + 1)
-        }
+        sizes = {p: _pooled(source[axis], reach, stride, p, module.ceil_mode) for p in range(kernel[axis] // 2 + 1)}
         sides.append(_choose(sizes, padding[axis], target[axis], module))
     module.kernel_size, module.stride = kernel, (stride, stride)
     module.padding = (sides[0][0], sides[1][0])
@@ -109,10 +107,11 @@ def _choose(sizes: dict[int, int], padding: int, wanted: int, module: nn.Module)
         default=None,
     )
     if best is None:
-        raise PlanError(f"no padding lets {module} make a map of side {wanted}; the largest side is {max(sizes.values())}")
+        raise PlanError(
+            f"no padding lets {module} make a map of side {wanted}; the largest side is {max(sizes.values())}"
+        )
     return best, sizes[best] - wanted
 
 
 def _pair(value: Any) -> Pair:
     return (int(value), int(value)) if isinstance(value, int) else tuple(value)
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.passes.geometry import Pair, refit
+from redistill.recording import ShapeInterpreter
 
 RESTRIDE = "restride"
 
@@ -52,7 +54,8 @@ class InsertPoolingPass(PassBase):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with torch.no_grad(), mode:
             inputs = [
-                torch.empty(n.meta["shape"], dtype=n.meta.get("dtype")) for n in graph_module.graph.find_nodes(op="placeholder")
+                torch.empty(n.meta["shape"], dtype=n.meta.get("dtype"))
+                for n in graph_module.graph.find_nodes(op="placeholder")
             ]
             _Rewriter(graph_module).run(*inputs)
         graph_module.delete_all_unused_submodules()
@@ -60,7 +63,7 @@ class InsertPoolingPass(PassBase):
         return PassResult(graph_module, True)
 
 
-class _Rewriter(Interpreter):
+class _Rewriter(ShapeInterpreter):
     """Rewrites each annotated node when its input's real grid is known, then runs it."""
 
     def __init__(self, graph_module: GraphModule) -> None:
@@ -90,8 +93,8 @@ class _Rewriter(Interpreter):
         self._set_module(node, fit.module)
         last = node
         if any(fit.crop):
-            ends = tuple(slice(None, -c or None) for c in fit.crop)
-            last = self._append(last, lambda graph: graph.call_function(getitem, (node, (..., *ends))))
+            index: Any = (..., *(slice(None, -c or None) for c in fit.crop))
+            last = self._append(last, lambda graph: graph.call_function(getitem, (node, index)))
         if order.enlarge > 1:
             path = self._free_path(f"{node.name}_upsampling")
             self.graph_module.add_submodule(path, nn.Upsample(scale_factor=float(order.enlarge), mode="nearest"))
@@ -124,8 +127,9 @@ class _Rewriter(Interpreter):
             node.kwargs = {**node.kwargs, "scale_factor": scale}
             node.args = node.args[:2] if len(node.args) < 3 else (*node.args[:2], scale, *node.args[3:])
         else:
-            old = self._module(node)
-            self._set_module(node, nn.Upsample(scale_factor=scale, mode=old.mode, align_corners=old.align_corners))
+            enlarging = copy.copy(self._module(node))
+            enlarging.scale_factor = scale  # type: ignore[assignment]
+            self._set_module(node, enlarging)
 
     def _append(self, node: Node, create: Callable[[Graph], Node]) -> Node:
         """Insert a node after ``node`` that takes over its users."""

@@ -1,4 +1,43 @@
-"""placeholder until the report room lands"""
-class Comparison:
-    def __init__(self, **k): self.__dict__.update(k)
-def render(c): return str(c.__dict__)
+"""Reports of memory: as text, JSON, a plot, and one self-contained HTML page."""
+
+from redistill.report.data import (
+    Comparison,
+    Group,
+    StageRow,
+    align_steps,
+    compare,
+    group_steps,
+    profile_to_json,
+    stage_of_steps,
+    stage_rows,
+    to_json,
+)
+from redistill.report.files import write_atomically
+from redistill.report.page import write_page, write_profile_page
+from redistill.report.plots import plot, plot_profile
+from redistill.report.tables import render, render_profile
+from redistill.report.words import describe_budget, describe_convention, format_bytes, format_count
+
+__all__ = [
+    "Comparison",
+    "Group",
+    "StageRow",
+    "align_steps",
+    "compare",
+    "describe_budget",
+    "describe_convention",
+    "format_bytes",
+    "format_count",
+    "group_steps",
+    "plot",
+    "plot_profile",
+    "profile_to_json",
+    "render",
+    "render_profile",
+    "stage_of_steps",
+    "stage_rows",
+    "to_json",
+    "write_atomically",
+    "write_page",
+    "write_profile_page",
+]

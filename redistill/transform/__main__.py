@@ -15,8 +15,8 @@ from redistill.transform import transform
 
 EXAMPLES = """examples:
   python -m redistill.transform --budget 4x
-  python -m redistill.transform --model "torchvision:mobilenet_v2?num_classes=10" --input 3x96x96 --budget 512KiB --output student
-  python -m redistill.transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none     (the paper's ResNet18 student)
+  python -m redistill.transform --model "torchvision:mobilenet_v2?num_classes=10" --budget 512KiB --output student
+  python -m redistill.transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none   (the paper's student)
   python -m redistill.transform --model redistill:ddpm_unet --budget 1.13MiB --html report.html
 
 exit codes: 0 done, 2 something given cannot be used, 3 no plan fits the budget"""
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m redistill.transform",
-        description="Rewrite a convolutional network or UNet into a student that fits a budget of peak activation memory.",
+        description="Rewrite a network into a student that fits a budget of peak activation memory.",
         epilog=f"{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="macs: keep the most computation; earliest: pool in the stem, as the paper does (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
-    group.add_argument("--taps", default="auto", metavar="auto|none|FILE", help="distillation taps (default: %(default)s)")
+    group.add_argument(
+        "--taps", default="auto", metavar="auto|none|FILE", help="distillation taps (default: %(default)s)"
+    )
     group.add_argument(
         "--init", choices=("gentle", "default"), default="gentle", help="how RED blocks start (default: %(default)s)"
     )
@@ -45,10 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     group = parser.add_argument_group("what to write")
     group.add_argument("--output", metavar="DIR", help="save the student here (recipe and safetensors)")
-    group.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the result as JSON, to a file or standard output")
+    group.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="the result as JSON, to a file or standard output"
+    )
     group.add_argument("--plot", metavar="FILE.png", help="memory over layers, teacher and student, as a picture")
     group.add_argument("--html", metavar="FILE.html", help="the same as a page with an interactive timeline")
-    group.add_argument("--measure", action="store_true", help="also run the student under the meter, to check the figure")
+    group.add_argument(
+        "--measure", action="store_true", help="also run the student under the meter, to check the figure"
+    )
     return parser
 
 

@@ -151,8 +151,7 @@ def _taps(analysis: Analysis, by_stage: Sequence[int], wishes: Wishes) -> tuple[
     if wishes.taps == "auto":
         return choose_taps(analysis.crossings, by_stage, analysis.stages)
     entries = read_taps(wishes.taps) if isinstance(wishes.taps, str) else wishes.taps
-    shapes = rewrite(analysis, by_stage, ()).record.values
-    return resolve_taps(entries, analysis.graph_module, shapes, analysis.stages)
+    return resolve_taps(entries, analysis.graph_module, by_stage, analysis.stages)
 
 
 def explain(analysis: Analysis, limit: int) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from redistill import recipe as folder
 from redistill.analysis import Analysis, analyze
 from redistill.budget import Budget, parse_budget
-from redistill.errors import PlanError, StudentError
+from redistill.errors import ModelError, PlanError, StudentError, TapError
 from redistill.models import load_model
 from redistill.planning import PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord
@@ -58,29 +60,54 @@ def transform(
     started = time.perf_counter()
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     wanted = parse_budget(budget) if factors is None else None
-    wishes = Wishes(taps, init)
     analysis = analyze(teacher, inputs, convention, dtype, reorder, leaf_modules)
-    if wanted is None:
-        assert factors is not None
-        limit, choice = None, carry_out(analysis, factors, wishes)
-    else:
-        limit = wanted.limit(analysis.profile.peak_bytes)
-        choice = choose(analysis, limit, objective, wishes)
-    provenance = Provenance(
-        teacher=type(teacher).__name__,
+    origin = replace(
+        provenance(teacher, analysis, wanted.text if wanted else None),
         model=model,
         weights=weights,
-        inputs=tuple(InputSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs),
-        budget=wanted.text if wanted else None,
-        convention=convention,
-        dtype=dtype,
         init=init,
         reorder=reorder,
-        notes=analysis.notes + choice.notes,
-        seconds=time.perf_counter() - started,
     )
-    named = objective if factors is None else "factors"
-    return build_student(analysis, choice, named, limit, provenance)
+    student = make_student(analysis, origin, factors if factors is not None else objective, taps)
+    seconds = time.perf_counter() - started
+    student.meta["student"] = replace(student.record, provenance=replace(student.provenance, seconds=seconds))
+    return student
+
+
+def provenance(teacher: nn.Module, analysis: Analysis, budget: str | None) -> Provenance:
+    """Where a student of ``teacher`` comes from, as far as the analysis tells."""
+    return Provenance(
+        teacher=type(teacher).__name__,
+        model=None,
+        weights="the teacher given",
+        inputs=tuple(InputSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in analysis.inputs),
+        budget=budget,
+        convention=analysis.convention,
+        dtype=analysis.dtype,
+        init="gentle",
+        reorder=False,
+        notes=analysis.notes,
+        seconds=0.0,
+    )
+
+
+def make_student(
+    analysis: Analysis, origin: Provenance, goal: str | Sequence[int], taps: str | tuple[dict[str, str], ...] = "auto"
+) -> Student:
+    """The student of an analysed teacher, for the budget in ``origin`` by the objective ``goal``, or by given factors.
+
+    Raises:
+        ModelError, PlanError, TapError, InfeasibleBudgetError: as ``transform``.
+    """
+    wishes = Wishes(taps, origin.init)
+    limit = parse_budget(origin.budget).limit(analysis.profile.peak_bytes) if origin.budget else None
+    if isinstance(goal, str):
+        assert limit is not None, "an objective needs a budget"
+        choice = choose(analysis, limit, goal, wishes)
+    else:
+        choice = carry_out(analysis, goal, wishes)
+    origin = replace(origin, notes=tuple(dict.fromkeys((*origin.notes, *choice.notes))))
+    return build_student(analysis, choice, goal if isinstance(goal, str) else "factors", limit, origin)
 
 
 def build_student(
@@ -106,7 +133,9 @@ def build_student(
         reentry=find_reentry(analysis, choice.by_stage),
         provenance=provenance,
     )
-    return Student.from_graph(choice.rewritten.graph_module, record)
+    student = Student.from_graph(choice.rewritten.graph_module, record)
+    student.train(analysis.training)
+    return student
 
 
 def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:
@@ -137,31 +166,37 @@ def load_student(directory: str | Path, teacher: nn.Module | None = None) -> Stu
     path = Path(directory)
     recipe = folder.read(path)
     teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"))
-    inputs = tuple(InputSpec(tuple(i["shape"]), i["dtype"]) for i in recipe["inputs"])
-    examples = tuple(spec.example() for spec in inputs)
-    analysis = analyze(
-        teacher, examples, recipe["convention"], recipe.get("dtype"), bool(recipe.get("reorder")), check=False
-    )
+    origin = _provenance(recipe, type(teacher).__name__, str(path))
+    examples = tuple(spec.example() for spec in origin.inputs)
     try:
-        entries = tuple(recipe["taps"])
-        choice = carry_out(analysis, [stage["factor"] for stage in recipe["plan"]], Wishes(entries, recipe["init"]))
-    except PlanError as error:
+        analysis = analyze(teacher, examples, origin.convention, origin.dtype, origin.reorder, check=False)
+        student = make_student(analysis, origin, [stage["factor"] for stage in recipe["plan"]], tuple(recipe["taps"]))
+    except (ModelError, PlanError, TapError) as error:
         raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
-    folder.load_weights(choice.rewritten.graph_module, path)
-    budget = recipe.get("budget")
-    limit = parse_budget(budget).limit(analysis.profile.peak_bytes) if budget else None
-    provenance = Provenance(
-        teacher=type(teacher).__name__, model=recipe.get("model"), weights=str(path), inputs=inputs, budget=budget,
-        convention=recipe["convention"], dtype=recipe.get("dtype"), init=recipe["init"],
-        reorder=bool(recipe.get("reorder")), notes=tuple(recipe.get("notes", ())), seconds=0.0,
-    )  # fmt: skip
-    student = build_student(analysis, choice, recipe["objective"], limit, provenance)
+    folder.load_weights(student, path)
+    student.meta["student"] = replace(student.record, plan=replace(student.plan, objective=recipe["objective"]))
     if student.plan.peak_bytes != recipe["peak_bytes"]["student"]:
         raise StudentError(
             f"the student rebuilt from {path} peaks at {student.plan.peak_bytes} bytes, its recipe says "
             f"{recipe['peak_bytes']['student']}; it was saved with torch {recipe['versions']['torch']}"
         )
     return student
+
+
+def _provenance(recipe: dict[str, Any], teacher: str, weights: str) -> Provenance:
+    return Provenance(
+        teacher=teacher,
+        model=recipe.get("model"),
+        weights=weights,
+        inputs=tuple(InputSpec(tuple(i["shape"]), i["dtype"]) for i in recipe["inputs"]),
+        budget=recipe.get("budget"),
+        convention=recipe["convention"],
+        dtype=recipe.get("dtype"),
+        init=recipe["init"],
+        reorder=bool(recipe.get("reorder")),
+        notes=tuple(recipe.get("notes", ())),
+        seconds=0.0,
+    )
 
 
 def _load_teacher(path: Path, model: str | None) -> nn.Module:

@@ -32,15 +32,13 @@ class Rewritten:
     record: GraphRecord
 
 
-def rewrite(
-    analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str = "gentle"
-) -> Rewritten:
+def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str = "gentle") -> Rewritten:
     """Carry out the plan ``by_stage`` (one factor for each stage) and the taps on a copy of the teacher.
 
     Raises:
         PlanError: an operation cannot take its stride, a guard no longer holds, or an output changes its shape.
     """
-    student = copy.deepcopy(analysis.graph_module)
+    student = copy.deepcopy(analysis.graph_module).eval()
     annotate(student, analysis, by_stage, taps)
     run_passes(student, [InsertPoolingPass(), AttachTapsPass(init)])
     record = record_graph(student, analysis.inputs, analysis.dtype)
@@ -60,9 +58,7 @@ def run_passes(graph_module: GraphModule, passes: list[object]) -> None:
         raise
 
 
-def annotate(
-    graph_module: GraphModule, analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap]
-) -> None:
+def annotate(graph_module: GraphModule, analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap]) -> None:
     """Write into ``node.meta`` what each node must become; nothing is changed yet."""
     nodes = {n.name: n for n in graph_module.graph.nodes}
     for transition in analysis.stages.transitions:

@@ -1,0 +1,125 @@
+"""How the reports say things: sizes, counts, places, conventions and verdicts, the same in text, plot and page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from redistill.memory import Buffer, MemoryProfile, Step
+
+KIB, MIB = 1024, 1024**2
+LONGEST_NAME = 36
+SMALLEST_MIB = 0.1  # below this many MiB a size is given in KiB
+CONVENTIONS = {
+    "deploy": "batch norm folded, activations and sums overwrite a dying input, the graph input counted while in use",
+    "arena": "batch norm folded, nothing in place, the graph input counted while in use",
+    "graph": "the traced graph as written, the graph input held throughout, memory within operations counted",
+    "eager": "the module as it runs, the graph input held throughout, memory within operations counted",
+}
+
+
+def format_bytes(size: float) -> str:
+    """A size in MiB with three decimals; in KiB below 0.1 MiB, in bytes below 1 KiB.
+
+    >>> format_bytes(7225344), format_bytes(4000), format_bytes(100)
+    ('6.891 MiB', '3.906 KiB', '100 B')
+    """
+    if abs(size) >= SMALLEST_MIB * MIB:
+        return f"{size / MIB:.3f} MiB"
+    return f"{size / KIB:.3f} KiB" if abs(size) >= KIB else f"{size:.0f} B"
+
+
+def format_count(count: float) -> str:
+    """A count in G, M or K with three decimals; as it is below a thousand.
+
+    >>> format_count(1814073344), format_count(11689512), format_count(12)
+    ('1.814 G', '11.690 M', '12')
+    """
+    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(count) >= unit:
+            return f"{count / unit:.3f} {sign}"
+    return f"{count:.0f}"
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """Sides joined by an x: ``1x64x56x56``."""
+    return "x".join(map(str, shape))
+
+
+def format_share(part: float, whole: float) -> str:
+    """``part`` as a percentage of ``whole``."""
+    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def describe_convention(convention: str) -> str:
+    """The convention by name and in words."""
+    return f"{convention} convention: {CONVENTIONS[convention]}" if convention in CONVENTIONS else convention
+
+
+def shorten(name: str, longest: int = LONGEST_NAME) -> str:
+    """``name`` with its middle left out where it is too long.
+
+    >>> shorten("features.denseblock1", 11)
+    'featu…lock1'
+    """
+    if len(name) <= longest:
+        return name
+    head = (longest - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
+
+
+def step_place(step: Step) -> str:
+    """Where an operation is: its module's path, with the node's name where that says more."""
+    if not step.module:
+        return step.node
+    return step.module if step.node == step.module.replace(".", "_") else f"{step.module} ({step.node})"
+
+
+def buffer_place(buffer: Buffer) -> str:
+    """Where a buffer was made: the graph's input, or its module's path."""
+    if buffer.is_input:
+        return f"input {buffer.node}"
+    return buffer.module or buffer.node
+
+
+def buffer_kind(buffer: Buffer) -> str:
+    """Shape and element type; what an operation needs only within itself has neither."""
+    return f"{format_shape(buffer.shape)} {buffer.dtype}".strip() if buffer.shape else buffer.dtype
+
+
+def describe_budget(teacher_peak: int, student_peak: int, limit: int | None) -> str:
+    """Both peaks, the reduction, and whether the budget is met.
+
+    >>> describe_budget(7225344, 1806336, 1806336)
+    '6.891 MiB -> 1.723 MiB, 4.00x under a budget of 1.723 MiB'
+    """
+    return f"{format_bytes(teacher_peak)} -> {format_bytes(student_peak)}, " + describe_reduction(
+        teacher_peak, student_peak, limit
+    )
+
+
+def describe_reduction(teacher_peak: int, student_peak: int, limit: int | None) -> str:
+    """How many times less, and whether that meets the budget."""
+    ratio = f"{teacher_peak / max(student_peak, 1):.2f}x"
+    if limit is None:
+        return f"{ratio} (no budget was set)"
+    if student_peak <= limit:
+        return f"{ratio} under a budget of {format_bytes(limit)}"
+    return f"{ratio}, {format_bytes(student_peak - limit)} OVER the budget of {format_bytes(limit)}"
+
+
+def describe_verdict(student_peak: int, limit: int | None) -> str:
+    """Whether the budget is met, in two or three words."""
+    if limit is None:
+        return "no budget"
+    return "budget met" if student_peak <= limit else "budget NOT met"
+
+
+def describe_order(profile: MemoryProfile) -> str:
+    """How the peak compares with the bound over all orders of execution."""
+    if profile.lower_bound is None:
+        return "not known: no bound over orders under this convention"
+    bound = format_bytes(profile.lower_bound)
+    if profile.peak_bytes <= profile.lower_bound:
+        return f"the order is optimal: no order of these operations needs less than {bound}"
+    excess = format_share(profile.peak_bytes - profile.lower_bound, profile.lower_bound)
+    return f"{excess} above the lower bound of {bound} over all orders"

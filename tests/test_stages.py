@@ -1,0 +1,105 @@
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from redistill.capture import capture
+from redistill.models import DDPMUNet, load_model
+from redistill.stages import find_stages
+
+
+def stages_of(module, *shapes):
+    inputs = tuple(torch.zeros(shape) for shape in shapes)
+    return find_stages(capture(module, inputs).graph_module, inputs)
+
+
+def test_resnet18_has_five_stages_between_input_and_head():
+    stages = stages_of(torchvision.models.resnet18(weights=None), (1, 3, 64, 64))
+    assert [s.name for s in stages.free] == ["conv1", "maxpool", "layer2.0", "layer3.0", "layer4.0"]
+    assert [s.grid for s in stages.free] == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+    assert [(t.node, t.kind, t.stride) for t in stages.transitions][:3] == [
+        ("conv1", "stem", Fraction(2)),
+        ("maxpool", "down", Fraction(2)),
+        ("layer2_0_conv1", "down", Fraction(2)),
+    ]
+    assert [s.output for s in stages.free] == ["relu", *(f"layer{i}_1_relu_1" for i in (1, 2, 3, 4))]
+    assert stages.free[1].pre_activation == "layer1_1_iadd" or stages.free[1].pre_activation.startswith("iadd")
+
+
+def test_a_stem_of_stride_one_is_a_transition_too():
+    stages = stages_of(load_model("redistill:mobilenet_v2_strided?strides=[1,1,2,2,2,1,2,1]", "random"), (1, 3, 64, 64))
+    assert [s.grid[0] for s in stages.free] == [64, 32, 16, 8, 4]
+    assert stages.transitions[0].kind == "stem"
+    assert stages.transitions[0].stride == 1
+
+
+def test_skips_tie_the_levels_of_a_unet_and_the_tail_is_a_transition():
+    unet = DDPMUNet(width=8, multipliers=(1, 2), attention_levels=(), blocks=1)
+    inputs = (torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.long))
+    stages = find_stages(capture(unet, inputs).graph_module, inputs)
+    assert [s.grid for s in stages.free] == [(16, 16), (8, 8)]
+    assert [t.kind for t in stages.transitions] == ["stem", "down", "up", "tail"]
+    assert [t.stride for t in stages.transitions] == [1, 2, Fraction(1, 2), 1]
+    assert stages.stages[-1].fixed == "it is an output"
+
+
+def test_attention_scores_scale_with_the_square_of_the_area():
+    unet = DDPMUNet(width=8, multipliers=(1, 2), attention_levels=(1,), blocks=1)
+    inputs = (torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.long))
+    stages = find_stages(capture(unet, inputs).graph_module, inputs)
+    growth = {
+        o.macs and round(g.macs / o.macs)
+        for o, g in zip(stages.record.operations, stages.grown.operations, strict=True)
+    }
+    assert growth == {0, 1, 4, 16}
+
+
+def test_a_flatten_of_fixed_length_fixes_its_stage():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.second = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+            self.head = nn.Linear(4 * 4 * 4, 10)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)).flatten(1))
+
+    stages = stages_of(Fixed(), (1, 3, 16, 16))
+    assert [s.fixed for s in stages.free] == [None, "head (head) needs this very size"]
+
+
+def test_interpolation_to_the_size_of_another_map_shares_its_stage():
+    class Fuse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fine = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+            self.coarse = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            fine = self.fine(x)
+            coarse = F.interpolate(self.coarse(fine), size=fine.shape[-2:], mode="bilinear")
+            return self.head((fine + coarse).mean((2, 3)))
+
+    stages = stages_of(Fuse(), (1, 3, 32, 32))
+    resize = stages.transitions[-1]
+    assert (resize.operator, resize.source, resize.target) == ("resize", 2, 1)
+    assert all(resize.is_legal(a, b) for a in (1, 2, 4) for b in (1, 2, 4))
+
+
+def test_only_strides_that_operations_can_take_are_legal():
+    stages = stages_of(torchvision.models.resnet18(weights=None), (1, 3, 64, 64))
+    down = stages.transitions[1]  # stride 2
+    assert down.is_legal(2, 1)
+    assert down.is_legal(1, 4)
+    assert not down.is_legal(4, 1)
+
+
+def test_the_stage_graph_is_a_networkx_graph():
+    graph = stages_of(torchvision.models.resnet18(weights=None), (1, 3, 64, 64)).as_networkx()
+    assert graph.number_of_nodes() == 6
+    assert graph.number_of_edges() == 8
+    assert graph.nodes[1]["stage"].name == "conv1"

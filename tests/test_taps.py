@@ -1,0 +1,85 @@
+import pytest
+import torch
+import torchvision
+
+from redistill.analysis import analyze
+from redistill.errors import TapError
+from redistill.models import load_model
+from redistill.taps import choose_taps, read_taps, resolve_taps
+
+
+@pytest.fixture(scope="module", params=["resnet18", "resnet50"])
+def resnet(request):
+    model = torchvision.models.get_model(request.param, weights=None)
+    return analyze(model, (torch.zeros(1, 3, 224, 224),), check=False)
+
+
+def test_the_taps_of_the_papers_resnet_students_are_the_papers_own(resnet):
+    taps = choose_taps(resnet.crossings, (1, 4, 2, 2, 2, 1), resnet.stages)
+    assert [(t.student, t.teacher, t.grid) for t in taps] == [
+        ("conv1 out", "layer2.0 out", (28, 28)),
+        ("layer2.0 in", "layer3.0 in", (28, 28)),
+        ("layer2.0 out", "layer3.0 out", (14, 14)),
+        ("layer3.0 in", "layer4.0 in", (14, 14)),
+        ("layer3.0 out", "layer4.0 out", (7, 7)),
+    ]
+    expected = {"resnet18": (64, 64, 128, 128, 256), "resnet50": (64, 256, 512, 512, 1024)}
+    assert tuple(t.channels for t in taps) in expected.values()
+
+
+def test_where_the_student_is_the_teacher_there_is_no_tap(resnet):
+    taps = choose_taps(resnet.crossings, (1, 4, 2, 1, 1, 1), resnet.stages)
+    assert {t.module for t in taps} == {"conv1"}
+    assert choose_taps(resnet.crossings, (1,) * 6, resnet.stages) == ()
+
+
+def test_narrow_places_are_preferred():
+    model = load_model("redistill:mobilenet_v2_strided?strides=[1,1,2,2,2,1,2,1]", "random")
+    analysis = analyze(model, (torch.zeros(1, 3, 128, 128),), check=False)
+    taps = choose_taps(analysis.crossings, (1, 4, 4, 4, 2, 1), analysis.stages)
+    assert [(t.student, t.teacher, t.channels) for t in taps] == [
+        ("features.0.0 out", "features.4.conv out", 32),
+        ("features.2.conv in", "features.7.conv in", 16),
+        ("features.2.conv out", "features.7.conv out", 24),
+        ("features.4.conv in", "features.14.conv in", 24),
+        ("features.4.conv out", "features.14.conv out", 32),
+    ]
+
+
+def test_a_unet_is_tapped_on_both_ways():
+    unet = load_model("redistill:ddpm_unet?width=16", "random")
+    inputs = (torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+    analysis = analyze(unet, inputs, check=False)
+    taps = choose_taps(analysis.crossings, (1, 2, 2, 2, 1, 1), analysis.stages)
+    sides = {t.student: (t.teacher, t.grid) for t in taps}
+    assert sides["head out"] == ("downblocks.2.conv out", (16, 16))
+    assert sides["tail.2 in"][1] == (16, 16)
+    assert sides["tail.2 in"][0].startswith("upblocks.")
+    assert all(t.teacher.split(".")[0] == t.student.split(".")[0] for t in taps if "blocks" in t.student)
+
+
+def places(resnet, *pairs):
+    entries = [{"student": s, "teacher": t} for s, t in pairs]
+    return resolve_taps(entries, resnet.graph_module, (1,) * 6, resnet.stages)
+
+
+def test_taps_by_hand_are_checked(resnet):
+    (tap,) = places(resnet, ("layer2.0 in", "maxpool out"))
+    assert (tap.grid, tap.name) == ((56, 56), "layer2_0_in")
+    with pytest.raises(TapError, match=r"no such place 'layer2.00 in'.*did you mean 'layer2.0 in'"):
+        places(resnet, ("layer2.00 in", "maxpool out"))
+    with pytest.raises(TapError, match=r"'layer2.0 out' has grid 28x28 in the student, 'maxpool out' has 56x56"):
+        places(resnet, ("layer2.0 out", "maxpool out"))
+    with pytest.raises(TapError, match="write a module's path and 'in' or 'out'"):
+        places(resnet, ("layer2.0", "maxpool out"))
+
+
+def test_a_tap_file_is_read_or_refused(tmp_path):
+    file = tmp_path / "taps.yaml"
+    file.write_text('- {student: "layer2.0 in", teacher: "layer3.0 in"}\n')
+    assert read_taps(file) == ({"student": "layer2.0 in", "teacher": "layer3.0 in"},)
+    file.write_text("- {student: a}\n")
+    with pytest.raises(TapError, match="must be a list of"):
+        read_taps(file)
+    with pytest.raises(TapError, match="cannot read taps from"):
+        read_taps(tmp_path / "missing.yaml")
