@@ -74,6 +74,7 @@ def make_loader(
         sampler=sampler,
         drop_last=sampler is not None,
         num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
     return accelerator.prepare(loader)

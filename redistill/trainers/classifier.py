@@ -126,17 +126,19 @@ def render(summary: dict[str, Any], folder: Path) -> str:
 
 
 def write_configuration(config: ClassifierConfig, folder: Path, resume: bool) -> None:
-    """Save what is run, with versions; a run is continued only with what it was started with."""
+    """Save what is run, with versions; a run is neither overwritten nor continued with another configuration."""
     path, plain = folder / "config.yaml", resolved(config)
-    if resume and path.exists():
+    if not resume and any(folder.glob("checkpoints/step-*")):
+        raise CheckpointError(f"{folder} already holds a run; continue it with --resume or set run.folder")
+    if path.exists() and any(folder.glob("**/checkpoints/step-*")):
         changed = differences(yaml.safe_load(path.read_text())["config"], plain)
         if changed:
-            raise CheckpointError(f"{folder} was started otherwise: {changed[0]}; resume with the same configuration")
+            raise CheckpointError(f"{folder} was started otherwise: {changed[0]}; set run.folder, or that back")
+    processes().wait_for_everyone()
     if processes().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump({"config": plain, "versions": versions()}, sort_keys=False)
-        if resume or not path.exists():
-            write_atomically(path, text.encode())
+        write_atomically(path, text.encode())
     processes().wait_for_everyone()
 
 

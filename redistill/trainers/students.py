@@ -16,6 +16,7 @@ import redistill
 from redistill.errors import ConfigError
 from redistill.models import load_model
 from redistill.trainers import seeding
+from redistill.trainers.acceleration import processes
 from redistill.trainers.data import DataSets
 from redistill.trainers.distillation.red import RED
 from redistill.trainers.settings import ClassifierConfig, StudentConfig
@@ -70,6 +71,7 @@ def recalibrate(network: nn.Module, data: DataSets, batches: int, batch_size: in
     A student that pools elsewhere sees other statistics than its teacher. The images are drawn at random, since data
     sets are often sorted by class.
     """
+    device = processes().device
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -77,7 +79,9 @@ def recalibrate(network: nn.Module, data: DataSets, batches: int, batch_size: in
     with _cumulative(norms), _training(network, norms):
         for part in torch.split(order[: batches * batch_size], batch_size):
             if len(part) > 1:
-                network(torch.stack([data.calibration[int(index)]["inputs"] for index in part]))
+                images = torch.stack([data.calibration[int(index)]["inputs"] for index in part])
+                network.to(device)(images.to(device))
+    network.cpu()
 
 
 @contextmanager
