@@ -114,6 +114,7 @@ def compare(config: ComparisonConfig, folder: Path) -> list[Result]:
         logger.info("%s: %s", row.name, ", ".join(f"{value:.2f}" for value in scores))
         if processes().is_main_process:
             write_atomically(folder / "table.md", (render(results, config.baseline) + "\n").encode())
+            draw_frontier(results, folder / "frontier.png")
     return results
 
 
@@ -147,6 +148,26 @@ def recovered(result: Result, results: Sequence[Result], baseline: str) -> float
     if plain is None or reference.mean <= plain.mean:
         return None
     return (result.mean - plain.mean) / (reference.mean - plain.mean)
+
+
+def draw_frontier(results: Sequence[Result], path: Path) -> None:
+    """Accuracy against plan, one line a start and method, the reference as a level."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[Result]] = {}
+    for result in results:
+        if result.row.methods != REFERENCE:
+            lines.setdefault(f"{result.row.methods} from {result.row.start}", []).append(result)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for label, points in lines.items():
+        plans, means = [point.row.plan for point in points], [point.mean for point in points]
+        axis.errorbar(plans, means, [point.spread for point in points], label=label, marker="o", capsize=3)
+    axis.axhline(results[0].mean, color="grey", linestyle="--", label=REFERENCE)
+    axis.set(xlabel="peak activation memory, times less", ylabel="test top-1, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,5 +57,6 @@ def test_finished_runs_are_kept(tmp_path, monkeypatch):
     assert {weights for _, weights in calls} == {str(tmp_path / "teacher.safetensors")}
     assert compare(CONFIG, tmp_path) == first
     assert len(calls) == 18
+    assert (tmp_path / "frontier.png").stat().st_size > 1000
     table = (tmp_path / "table.md").read_text()
     assert "| 4x | scratch | none | 83.50 ± 0.71 |" in table
