@@ -93,12 +93,15 @@ class ClassifierTask(Task):
                     module.compile()
 
     def _blended(self, batch: Batch) -> tuple[Tensor, Targets]:
-        """Images and targets, blended while training."""
-        inputs, labels = batch["inputs"], batch["labels"]
+        """Images and targets, blended while training; second views are the batch's second half."""
+        inputs, labels, indices = batch["inputs"], batch["labels"], batch["indices"]
+        views = 2 if "strong" in batch else 1
+        if views == 2:
+            inputs, labels, indices = torch.cat([inputs, batch["strong"]]), labels.repeat(2), indices.repeat(2)
         if self.blend is None or not self.training:
-            return self._laid_out(inputs), Targets(labels=labels, indices=batch["indices"])
+            return self._laid_out(inputs), Targets(labels=labels, indices=indices, views=views)
         inputs, soft = self.blend(inputs, labels)
-        return self._laid_out(inputs), Targets(soft=soft, indices=batch["indices"])
+        return self._laid_out(inputs), Targets(soft=soft, indices=indices, views=views)
 
     def _laid_out(self, inputs: Tensor) -> Tensor:
         return inputs.to(memory_format=torch.channels_last) if self.channels_last else inputs

@@ -25,17 +25,21 @@ Item = dict[str, Any]
 
 
 class ImageSet(Dataset[Item]):
-    """Some images of a source, transformed. An item is {"inputs": [C, H, W], "labels": int, "indices": int}.
+    """Some images of a source, transformed. An item is {"inputs": [C, H, W], "labels": int, "indices": int}, and
+    {"strong": [C, H, W]} where there is a transform for a second view.
 
     The augmentation of an image is a function of (seed, epoch, image), whichever worker or process asks for it; the
     epoch comes with the index, from :class:`EpochOrder`.
     """
 
-    def __init__(self, images: Images, chosen: Tensor, transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self, images: Images, chosen: Tensor, transform: Transform, seed: int = 0, strong: Transform | None = None
+    ) -> None:
         self.images = images
         self.chosen = chosen
         self.transform = transform
         self.seed = seed
+        self.strong = strong
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -44,8 +48,10 @@ class ImageSet(Dataset[Item]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         source = int(self.chosen[index])
         with seeding.seeded(self.seed, "augmentation", epoch, source):
-            inputs = self.transform(self.images.get(source))
-        return {"inputs": inputs, "labels": int(self.images.labels[source]), "indices": index}
+            item: Item = {"inputs": self.transform(self.images.get(source))}
+            if self.strong is not None:
+                item["strong"] = self.strong(self.images.get(source))
+        return {**item, "labels": int(self.images.labels[source]), "indices": index}
 
     @property
     def labels(self) -> Tensor:
@@ -115,8 +121,9 @@ def open_data(config: DataConfig, seed: int) -> DataSets:
     if config.test_limit is not None:
         tested = limit_by_class(source.test.labels, config.test_limit, config.split_seed, "data.test_limit")
     plain = plain_transform(config)
+    strong = None if config.strong is None else train_transform(config, config.strong)
     return DataSets(
-        train=ImageSet(source.train, rest, train_transform(config), seed),
+        train=ImageSet(source.train, rest, train_transform(config, config.augmentation), seed, strong),
         calibration=ImageSet(source.train, rest, plain),
         validation=ImageSet(source.train, held_out, plain),
         test=ImageSet(source.test, tested, plain),
@@ -146,10 +153,9 @@ def limit_by_class(labels: Tensor, limit: int, seed: int, name: str) -> Tensor:
     return torch.argsort(rank, stable=True)[:limit].sort().values
 
 
-def train_transform(config: DataConfig) -> Transform:
+def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Transform:
     """Random crop, flip, policy and erasing as configured, then normalisation."""
-    augmentation, size = config.augmentation, config.image_size
-    steps: list[Any] = [v2.ToImage(), *_crop(augmentation, size)]
+    steps: list[Any] = [v2.ToImage(), *_crop(augmentation, config.image_size)]
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.policy != "none":

@@ -109,6 +109,7 @@ class DataConfig:
         image_size: height and width in pixels.
         test_resize: the side to which test images are resized before the central crop of image_size.
         channels: 3 repeats grey images; 1 keeps them.
+        strong: augmentation of a second view of each training image, learnt beside the first (MLLD's recipe).
         validation: share of the training set put aside for validation, class by class.
         train_limit: use only so many training images, class by class.
     """
@@ -122,6 +123,7 @@ class DataConfig:
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     augmentation: AugmentationConfig = AugmentationConfig()
+    strong: AugmentationConfig | None = None
     validation: float = 0.1
     train_limit: int | None = None
     test_limit: int | None = None

@@ -250,6 +250,33 @@ def test_help_teaches(capsys):
     assert "accelerate launch -m redistill.trainers.classifier --config" in capsys.readouterr().out
 
 
+def test_two_views_of_each_image(settings, tmp_path):
+    views = ["data.strong={crop: padded, policy: trivial}", "distillation.methods={mlld: {variant: released}, red: {}}"]
+    assert main(arguments(settings, tmp_path, HARD, *views)) == 0
+    assert {"mlld/instance", "mlld/batch", "mlld/class"} < terms_of(tmp_path)
+
+
+def test_without_labels_only_what_leads_to_the_reentry_learns(settings, tmp_path):
+    config, data, teacher, student = parts(
+        settings, tmp_path, HARD, "distillation.task=0", "distillation.methods=reentry", "student.recalibrate=0"
+    )
+    head = student.state_dict()["fc.weight"].clone()
+    stem = student.state_dict()["conv1.weight"].clone()
+    Loop(make_task(config, data, {MAIN: teacher}, student), config.recipe, config.run, tmp_path).run()
+    assert torch.equal(student.state_dict()["fc.weight"], head)
+    assert not torch.equal(student.state_dict()["conv1.weight"], stem)
+    assert terms_of(tmp_path) == {"reentry/map"}
+
+
+def test_a_finished_run_may_be_resumed_and_delivers_the_same(settings, tmp_path, capsys):
+    assert main(arguments(settings, tmp_path)) == 0
+    first = capsys.readouterr().out
+    assert main(arguments(settings, tmp_path)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments(settings, tmp_path), "--resume"]) == 0
+    assert capsys.readouterr().out == first
+
+
 @pytest.mark.parametrize("switch", ["run.precision=bf16", "run.channels_last=true", "recipe.ema=0.9"])
 def test_switches(settings, tmp_path, switch):
     methods = "distillation.methods=red+kd+at+reentry"

@@ -16,7 +16,8 @@ from example_outputs import (
     training_set,
 )
 
-from redistill.trainers.distillation import create
+from redistill.errors import TapError
+from redistill.trainers.distillation import Targets, create
 
 STAGES = ("layer1", "layer2", "layer3")
 
@@ -440,6 +441,26 @@ def test_dkd_of_blended_images_is_the_mean_over_their_targets():
     soft = soft_targets().soft.numpy()
     expected = np.mean([sum(soft[b, y] * dkd_of(s[b], t[b], y) for y in np.nonzero(soft[b])[0]) for b in range(BATCH)])
     close(loss(build("dkd"), soft_targets()), expected)
+
+
+def test_mlld_as_released():
+    s, t = logits()
+    temperatures, expected = (4.0, 2.0, 3.0, 5.0, 6.0), 0.0
+    weak, strong = slice(0, 3), slice(3, 6)
+
+    def divergence(rows, temperature):
+        p, q = softmax(t[rows] / temperature), softmax(s[rows] / temperature)
+        return temperature**2 * (p * np.log(p / q)).sum() / 3
+
+    for temperature in temperatures:
+        p, q = softmax(t[weak] / temperature), softmax(s[weak] / temperature)
+        expected += 0.5 * divergence(weak, temperature)
+        expected += divergence(strong if temperature in (4.0, 3.0, 5.0) else weak, temperature)
+        expected += 0.5 * ((q @ q.T - p @ p.T) ** 2).sum() / 3
+        expected += 0.5 * ((q.T @ q - p.T @ p) ** 2).sum() / p.shape[1]
+    close(loss(build("mlld", variant="released"), Targets(views=2)), expected)
+    with pytest.raises(TapError, match=r"data\.strong"):
+        loss(build("mlld", variant="released"))
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -67,11 +67,13 @@ class Targets:
         labels: class indices, [B]; absent once MixUp or CutMix has blended the images.
         soft: class weights, [B, K], rows sum to 1; present only after blending.
         indices: positions of the images in the training set, [B].
+        views: 2 where the second half of the batch shows the images of the first half once more, augmented strongly.
     """
 
     labels: Tensor | None = None
     soft: Tensor | None = None
     indices: Tensor | None = None
+    views: int = 1
 
     @property
     def classes(self) -> Tensor:
