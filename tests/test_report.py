@@ -173,7 +173,7 @@ def test_json_of_a_comparison() -> None:
     tap = {"student": "stem out", "teacher": "body.0 out", "grid": [2, 2], "channels": 8, "name": "stem_out"}
     assert data["taps"] == [tap]
     assert data["budget"] == {"bytes": 3 * MIB // 2, "met": True}
-    assert data["certificate"] == {"lattice": 25, "visited": 7, "best_score": 1.0}
+    assert data["certificate"] == {"lattice": 25, "visited": 7, "best_score": 1.0, "excluded": 0}
     assert (data["convention"], data["objective"], data["seconds"], data["notes"]) == (
         "deploy",
         "macs",
