@@ -78,12 +78,14 @@ def is_plain_batch_norm(module: nn.Module | None) -> bool:
 
 
 def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
-    """A batch norm whose only input is a convolution that nothing else reads: inference folds it into the weights."""
+    """A batch norm after a convolution that is called once and that nothing else reads: inference folds it away."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
     if not is_plain_batch_norm(module):
         return False
     source = node.args[0] if node.args else None
     if not isinstance(source, Node) or source.op != "call_module" or len(source.users) != 1:
+        return False
+    if len(node.graph.find_nodes(op="call_module", target=source.target)) != 1:
         return False
     return isinstance(modules.get(str(source.target)), _ConvNd)
 

@@ -52,7 +52,6 @@ class Operation:
     macs: int
     overwrites: bool
     folds: bool
-    random: bool = False
 
 
 @dataclass(frozen=True)

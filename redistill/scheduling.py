@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -162,17 +162,64 @@ def best_order(record: GraphRecord, convention: str, max_states: int = 100_000) 
     """The order of least peak memory, by best-first search over the sets of operations already run.
 
     A step that frees at least what it takes and stays under the peak so far is taken at once: delaying it cannot help.
-    If the order as it stands meets the lower bound it is returned; after ``max_states`` states too, marked not optimal.
+    An order that meets the lower bound needs no search. Where it gives up, after ``max_states`` states, the order
+    is improved step by step instead; it is then marked optimal only if it meets the bound.
     """
     deps = Dependencies(record, convention)
     identity = tuple(range(len(record.operations)))
-    present = _peak_of(deps, identity)
-    if present == lower_bound(record, convention):
+    present, bound = _peak_of(deps, identity), lower_bound(record, convention)
+    if present == bound:
         return Order(identity, present, True)
-    found = _search(deps, present, max_states)
+    improved = _improve(deps, identity)
+    peak = _peak_of(deps, improved)
+    if peak == bound:
+        return Order(improved, peak, True)
+    found = _search(deps, peak, max_states)
     if found is None:
-        return Order(identity, present, False)
-    return found if found.peak_bytes < present else Order(identity, present, True)
+        return Order(improved, peak, False)
+    return found if found.peak_bytes < peak else Order(improved, peak, True)
+
+
+def _improve(deps: Dependencies, order: tuple[int, ...]) -> tuple[int, ...]:
+    """Move operations away from the peak while that lowers it (or the number of steps that reach it)."""
+    standing = _standing(deps, order)
+    while True:
+        better = next((o for o in _moves(deps, order) if _standing(deps, o) < standing), None)
+        if better is None:
+            return order
+        order, standing = better, _standing(deps, better)
+
+
+def _standing(deps: Dependencies, order: tuple[int, ...]) -> tuple[int, int]:
+    """The peak, and how many steps reach it."""
+    levels = _levels(deps, order)
+    return max(levels), levels.count(max(levels))
+
+
+def _moves(deps: Dependencies, order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """For each value alive at the peak: its remaining readers before the peak, or its maker after it."""
+    levels = _levels(deps, order)
+    at = levels.index(max(levels))
+    position = {step: i for i, step in enumerate(order)}
+    for step in order[: at + 1]:
+        for value in deps.makes[step]:
+            later = [s for s in _bits(deps.readers[value]) if position[s] > at]
+            if not later:
+                continue
+            needed = {u for s in later for u in (s, *_bits(deps.ancestors[s])) if position[u] >= at}
+            if order[at] not in needed:
+                yield (
+                    *order[:at],
+                    *(s for s in order[at:] if s in needed),
+                    *(s for s in order[at:] if s not in needed),
+                )
+            held = {u for u in order[: at + 1] if u == step or deps.ancestors[u] >> step & 1}
+            if order[at] not in held:
+                yield (
+                    *(s for s in order[: at + 1] if s not in held),
+                    *(s for s in order if s in held),
+                    *order[at + 1 :],
+                )
 
 
 @dataclass(frozen=True)
@@ -232,11 +279,18 @@ def _run(deps: Dependencies, state: _State, step: int) -> _State:
 
 
 def _peak_of(deps: Dependencies, order: tuple[int, ...]) -> int:
-    pinned = sum(s for s, p in zip(deps.size, deps.pinned, strict=True) if p)
-    state = _State(0, pinned, pinned, -1, None)
+    return max(_levels(deps, order))
+
+
+def _levels(deps: Dependencies, order: tuple[int, ...]) -> list[int]:
+    """Bytes alive at each step of an order."""
+    live = sum(s for s, p in zip(deps.size, deps.pinned, strict=True) if p)
+    state = _State(0, live, 0, -1, None)
+    levels = []
     for step in order:
-        state = replace(_run(deps, state, step), parent=None)
-    return state.peak
+        state = _run(deps, replace(state, peak=0, parent=None), step)
+        levels.append(state.peak)
+    return levels
 
 
 def _positions(state: _State | None) -> tuple[int, ...]:

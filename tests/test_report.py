@@ -71,14 +71,14 @@ def _student() -> MemoryProfile:
         Step("x", "", MIB),
         Step("stem", "stem", MIB + MIB // 2, macs=1_000_000),
         Step("relu", "relu", MIB // 2),
-        Step("taps_stem_out", "taps.stem_out", MIB + 1024, transient_bytes=1024, macs=200_000),
+        Step("red_stem_out", "red.stem_out", MIB + 1024, transient_bytes=1024, macs=200_000),
         Step("body_0", "body.0", MIB, macs=1_000_000),
         Step("fc", "fc", MIB // 2 + 40, macs=500),
     )
     buffers = (
         Buffer("x", "", (1, 3, 8, 8), "float32", MIB, 0, 1, is_input=True),
         Buffer("stem", "stem", (1, 8, 2, 2), "float32", MIB // 2, 1, 3),
-        Buffer("taps_stem_out", "taps.stem_out", (1, 8, 2, 2), "float32", MIB // 2, 3, 4),
+        Buffer("red_stem_out", "red.stem_out", (1, 8, 2, 2), "float32", MIB // 2, 3, 4),
         Buffer("body_0", "body.0", (1, 8, 2, 2), "float32", MIB // 2, 4, 5),
         Buffer("fc", "fc", (1, 10), "float32", 40, 5, 5),
     )
@@ -173,7 +173,7 @@ def test_json_of_a_comparison() -> None:
     tap = {"student": "stem out", "teacher": "body.0 out", "grid": [2, 2], "channels": 8, "name": "stem_out"}
     assert data["taps"] == [tap]
     assert data["budget"] == {"bytes": 3 * MIB // 2, "met": True}
-    assert data["certificate"] == {"lattice": 25, "visited": 7, "best_score": 1.0}
+    assert data["certificate"] == {"lattice": 25, "visited": 7, "best_score": 1.0, "excluded": 0}
     assert (data["convention"], data["objective"], data["seconds"], data["notes"]) == (
         "deploy",
         "macs",
@@ -308,7 +308,7 @@ def test_the_page_holds_the_data_and_asks_for_nothing(tmp_path: Path) -> None:
     assert data["columns"] == [[0, 0], [1, 1], [2, 2], [None, 3], [3, 4], [4, 5]]
     teacher, student = data["models"]
     assert [s["live"] for s in teacher["steps"]] == [s.live_bytes for s in _teacher().timeline]
-    assert student["steps"][3] == {"place": "taps.stem_out", "live": MIB + 1024, "transient": 1024, "group": 1}
+    assert student["steps"][3] == {"place": "red.stem_out", "live": MIB + 1024, "transient": 1024, "group": 1}
     assert teacher["buffers"][0] == {
         "place": "input x", "kind": "1x3x8x8 float32", "bytes": MIB, "born": 0, "dies": 1, "group": 0,
     }  # fmt: skip

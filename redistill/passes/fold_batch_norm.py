@@ -22,14 +22,11 @@ class FoldBatchNormPass(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         """Rewrite ``graph_module`` in place."""
         modules = modules_of(graph_module)
-        calls: dict[str, int] = {}
-        for node in graph_module.graph.find_nodes(op="call_module"):
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
         modified = False
         for node in list(graph_module.graph.find_nodes(op="call_module")):
-            source = node.all_input_nodes[0] if node.all_input_nodes else None
-            if source is None or not is_foldable_batch_norm(node, modules) or calls[str(source.target)] > 1:
+            if not is_foldable_batch_norm(node, modules):
                 continue
+            source = node.all_input_nodes[0]
             convolution, norm = modules[str(source.target)], modules[str(node.target)]
             transposed = isinstance(convolution, nn.ConvTranspose2d)
             folded = fuse_conv_bn_eval(convolution.eval(), norm.eval(), transpose=transposed)  # type: ignore[type-var,arg-type]
