@@ -114,7 +114,8 @@ def compare(config: ComparisonConfig, folder: Path) -> list[Result]:
         logger.info("%s: %s", row.name, ", ".join(f"{value:.2f}" for value in scores))
         if processes().is_main_process:
             write_atomically(folder / "table.md", (render(results, config.baseline) + "\n").encode())
-            draw_frontier(results, folder / "frontier.png")
+    if processes().is_main_process:
+        draw_frontier(results, folder / "frontier.png")
     return results
 
 

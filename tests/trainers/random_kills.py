@@ -19,44 +19,48 @@ HERE = Path(__file__).parent
 RUN = """
 import sys
 from small_task import *
-made = loop(Path(sys.argv[1]), epochs=150, run=RunConfig(log_every=5, checkpoint_every=20, keep=2, validate_every=10))
+often = RunConfig(log_every=5, checkpoint_every=20, keep=2, validate_every=10)
+made = loop(Path(sys.argv[1]), epochs=int(sys.argv[2]), run=often)
 print("started", flush=True)
 made.run(resume=True)
 torch.save(weights(made), Path(sys.argv[1]) / "weights.pt")
 """
 
 
-def start(folder):
+def start(folder, epochs):
     paths = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
     script = f"from pathlib import Path\n{RUN}"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script, str(folder), str(epochs)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     process.stdout.readline()
     return process
 
 
-def finish(folder):
-    assert start(folder).wait() == 0
+def finish(folder, epochs):
+    assert start(folder, epochs).wait() == 0
     from redistill.trainers.record import Record
 
     entries = [(e["step"], e["loss"]) for e in Record(folder).entries() if e["kind"] == "train"]
     return torch.load(folder / "weights.pt", weights_only=True), entries
 
 
-def kill_and_compare(kills, folder, seed=0):
+def kill_and_compare(kills, folder, epochs=150, seed=0):
     """Whether weights and losses are equal, after so many kills."""
     moments = random.Random(seed)
     for number in range(kills):
-        process = start(folder / "killed")
+        process = start(folder / "killed", epochs)
         time.sleep(moments.uniform(0.0, 0.7))
         process.kill()
         process.wait()
         saved = sorted(path.name for path in (folder / "killed").glob("checkpoints/*"))
         print(f"kill {number + 1}: {', '.join(saved) or 'nothing saved yet'}", flush=True)
-    weights, losses = finish(folder / "killed")
-    straight, expected = finish(folder / "straight")
+    weights, losses = finish(folder / "killed", epochs)
+    straight, expected = finish(folder / "straight", epochs)
     return all(torch.equal(weights[name], value) for name, value in straight.items()), losses == expected
 
 

@@ -1,5 +1,6 @@
 """The whole way: teacher, student, methods, loop and command line, on digits and a very small network."""
 
+import functools
 import json
 
 import pytest
@@ -49,9 +50,12 @@ def settings(weights):
     return [*SMALL, f"teacher.weights={weights}"]
 
 
+opened = functools.cache(open_data)
+
+
 def parts(settings, folder, *changes):
     config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, *changes])
-    data = open_data(config.data, config.run.seed)
+    data = opened(config.data, config.run.seed)
     teacher = obtain_teachers(config, data, folder)[MAIN]
     return config, data, teacher, obtain_student(config, teacher, data)
 
@@ -71,7 +75,8 @@ HARD, EASY = "student.factors=[4, 4, 2, 1]", "student.budget=2x"
 @pytest.mark.parametrize(
     ("method", "plan"), [*((name, HARD) for name in METHODS), *((name, EASY) for name in ("red", "reentry", "fitnet"))]
 )
-def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(settings, tmp_path, method, plan):
+def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(settings, tmp_path, monkeypatch, method, plan):
+    monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries, path: None)
     config, data, teacher, student = parts(settings, tmp_path, plan, f"distillation.methods={method}")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     task = make_task(config, data, {MAIN: teacher}, student)
