@@ -1,0 +1,10 @@
+"""Trainers: distil a teacher into its student, on Hugging Face Accelerate.
+
+classifier       the command: one YAML an experiment, from data to the delivered student
+comparison       the command: many methods, plans and seeds as one table
+settings, config what can be set, and how files are read
+loop             time, processes, checkpoints; knows nothing of what it trains
+task             what the loop asks of a task; classification is the classifier's
+views, pairing   how a task sees student and teacher: as graphs whose features are outputs
+distillation     the methods, one a file
+"""

@@ -1,0 +1,268 @@
+"""The training loop on Accelerate, the same for every task and any number of processes.
+
+All randomness is a function of the seed and the step, the learning rate is a function of the step, and a checkpoint
+holds the rest. So a run that was stopped anywhere continues to the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from redistill.trainers import seeding
+from redistill.trainers.acceleration import check_batches, evaluate, make_accelerator, make_loader
+from redistill.trainers.batchnorm import share_statistics
+from redistill.trainers.checkpoint import Checkpoints, write_atomically
+from redistill.trainers.data import EpochOrder
+from redistill.trainers.ema import MovingAverage
+from redistill.trainers.errors import CheckpointError, DivergenceError, InterruptedRunError
+from redistill.trainers.interruption import Interruption
+from redistill.trainers.monitor import LossMonitor, NotFiniteError
+from redistill.trainers.optimizers import make_optimizer, set_learning_rate
+from redistill.trainers.record import Record, draw_curves
+from redistill.trainers.schedule import factor
+from redistill.trainers.settings import RecipeConfig, RunConfig
+from redistill.trainers.task import Batch, Task
+
+Metrics = dict[str, float]
+BEST = "best.pt"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimizer steps done, the last epoch's end that was seen to, and the best validation so far."""
+
+    step: int = 0
+    ended: int = 0
+    best_step: int = -1
+    best: float = float("nan")
+    start: Metrics = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From the checkpoint."""
+        vars(self).update(state)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out: validation metrics before training, and metrics of the last and the best validated weights."""
+
+    steps: int
+    best_step: int
+    start: Metrics
+    validation: Metrics
+    test: Metrics
+    best_validation: Metrics
+    best_test: Metrics
+
+
+class Loop:
+    """Trains a task by a recipe, into a folder. The task's network holds the last weights afterwards."""
+
+    def __init__(self, task: Task, recipe: RecipeConfig, run: RunConfig, folder: Path, workers: int = 0) -> None:
+        self.task, self.recipe, self.run_config, self.folder, self.workers = task, recipe, run, folder, workers
+        self.accelerator = make_accelerator(recipe, run, task.skips_parameters)
+        self.order = EpochOrder(len(task.train_set), recipe.batch_size, run.seed)
+        check_batches(self.accelerator, recipe, task, self.order.samples)
+        self.first_stage = task.first_stage_epochs * self.order.batches
+        self.total = self.first_stage + (recipe.steps or recipe.epochs * self.order.batches)
+        self.progress = Progress()
+        self.checkpoints = Checkpoints(folder / "checkpoints", run.keep)
+        self.monitor = LossMonitor(self.accelerator)
+        self.loaders: dict[int, Any] = {}
+
+    def run(self, *, resume: bool = False) -> Outcome:
+        """Train to the end, or continue from the newest whole checkpoint; then measure on validation and test set."""
+        self._set_up()
+        self._restore(resume)
+        self.progress.start = self.progress.start or self._measure(self.task.validation_set)
+        shown: dict[str, Any] = {"initial": self.progress.step, "disable": None if self._is_main else True}
+        with Interruption() as interruption, tqdm(total=self.total, unit="step", **shown) as bar:
+            while self.progress.step < self.total:
+                self._train_epoch(interruption, bar)
+                self._end_epoch()
+        return self._finish()
+
+    @property
+    def _is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    # ---- before -------------------------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        run, task = self.run_config, self.task
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if run.sync_batchnorm and self.accelerator.num_processes > 1:
+            share_statistics(task)
+        task.prepare(self.accelerator.device, channels_last=run.channels_last, compiled=run.compile)
+        self.average = MovingAverage(task.network, self.recipe.ema) if self.recipe.ema else None
+        self.optimizer: Any = make_optimizer(task, self.recipe.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(task, self.optimizer)
+        self.loader = make_loader(self.accelerator, task.train_set, self.recipe, self.workers, self.order)
+        for state in (self.progress, self.average):
+            if state is not None:
+                self.accelerator.register_for_checkpointing(state)
+        self.record = Record(self.folder, writes=self._is_main)
+
+    def _restore(self, resume: bool) -> None:
+        if not resume:
+            if self.checkpoints.all():
+                raise CheckpointError(f"{self.folder} already holds a run; continue it with --resume or set run.folder")
+            return
+        newest = self.checkpoints.newest()
+        if newest is None:
+            logger.warning("%s holds no whole checkpoint; starting from the beginning", self.folder)
+        else:
+            self.accelerator.load_state(str(newest))
+            logger.info("continuing from %s", newest)
+        self.record.rewind(self.progress.step)
+        if self.progress.step:
+            self._end_epoch()
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, interruption: Interruption, bar: Any) -> None:
+        """The rest of the present epoch."""
+        epoch, done = divmod(self.progress.step, self.order.batches)
+        self.order.go_to(epoch, done, self.total - epoch * self.order.batches)
+        self.task.train()
+        self.monitor.restart()
+        for part, batch in enumerate(self.loader):
+            with self.accelerator.accumulate(self.model):
+                self._train_on(batch, part)
+            if self.accelerator.sync_gradients:
+                self._complete_step(interruption)
+                bar.update()
+
+    def _end_epoch(self) -> None:
+        """Validate where it is due, and save; does nothing if that was done already before the run was stopped."""
+        step, epoch = self.progress.step, self.progress.step // self.order.batches
+        whole = step % self.order.batches == 0 or step >= self.total
+        if not whole or self.progress.ended == step:
+            return
+        if step >= self.total or epoch % self.run_config.validate_every == 0:
+            self._validate()
+        self.progress.ended = step
+        self._checkpoint()
+
+    def _train_on(self, batch: Batch, part: int) -> None:
+        """Forward, backward and, where the batch is complete, the optimizer's step."""
+        step, recipe = self.progress.step, self.recipe
+        first_stage = step < self.first_stage
+        since = step if first_stage else step - self.first_stage
+        self._set_learning_rate(since, first_stage)
+        part %= recipe.accumulation
+        torch.manual_seed(seeding.derive(self.run_config.seed, "step", step, part, self.accelerator.process_index))
+        losses = self.model(batch, epoch=since / self.order.batches, first_stage=first_stage)
+        self.accelerator.backward(torch.stack(list(losses.values())).sum())
+        if self.accelerator.sync_gradients and recipe.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.task.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.monitor.add(step, losses, recipe.batch_size // recipe.accumulation)
+
+    def _set_learning_rate(self, step: int, first_stage: bool) -> None:
+        share = factor(self.recipe.schedule, step, self.total - self.first_stage, self.order.batches)
+        self.learning_rate = self.recipe.optimizer.learning_rate * (1.0 if first_stage else share)
+        set_learning_rate(self.optimizer, self.learning_rate)
+
+    def _complete_step(self, interruption: Interruption) -> None:
+        """Count the step, average, log, save and stop where it is due."""
+        self.progress.step += 1
+        if self.average is not None:
+            self.average.update(self.task.network)
+        step, run = self.progress.step, self.run_config
+        logs = step % run.log_every == 0
+        if logs:
+            self._log()
+        if run.checkpoint_every and step % run.checkpoint_every == 0:
+            self._checkpoint()
+        if self._must_stop(interruption, logs):
+            raise InterruptedRunError(f"stopped at step {step}; saved as {self._checkpoint()}; continue with --resume")
+
+    def _must_stop(self, interruption: Interruption, logs: bool) -> bool:
+        """Whether any process was asked to stop; several processes agree on it when they log."""
+        if self.accelerator.num_processes == 1 or not logs:
+            return interruption.wanted and self.accelerator.num_processes == 1
+        wish = torch.tensor(float(interruption.wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(wish) > 0)
+
+    def _log(self) -> None:
+        try:
+            averages = self.monitor.averages()
+        except NotFiniteError as error:
+            raise self._diverged(error.step, str(error)) from error
+        if averages:
+            place = {"epoch": self.progress.step / self.order.batches, "learning_rate": self.learning_rate}
+            self.record.write("train", self.progress.step, {**averages, **place})
+
+    def _checkpoint(self) -> Path:
+        """Save the run, if it is sound."""
+        self._log()
+        for name, value in self.task.named_parameters():
+            if not torch.isfinite(value).all():
+                raise self._diverged(self.progress.step, f"{name} holds NaN or infinity")
+        return self.checkpoints.save(self.accelerator, self.progress.step)
+
+    def _diverged(self, step: int, what: str) -> DivergenceError:
+        return DivergenceError(
+            f"step {step}: the loss is no longer finite: {what}; the last good checkpoint is "
+            f"{self.checkpoints.newest() or 'none'}; lower recipe.optimizer.learning_rate or set recipe.clip_norm"
+        )
+
+    # ---- measuring ----------------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        with self._averaged():
+            metrics = self._measure(self.task.validation_set)
+            sign = 1 if self.task.higher_is_better else -1
+            value = metrics[self.task.metric]
+            if self.progress.best_step < 0 or sign * value > sign * self.progress.best:
+                self.progress.best_step, self.progress.best = self.progress.step, value
+                self._save_best()
+        self.record.write("validation", self.progress.step, metrics)
+
+    def _measure(self, dataset: Any) -> Metrics:
+        if id(dataset) not in self.loaders:
+            self.loaders[id(dataset)] = make_loader(self.accelerator, dataset, self.recipe, self.workers)
+        return evaluate(self.accelerator, self.task, self.loaders[id(dataset)])
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.applied(self.task.network)
+
+    def _save_best(self) -> None:
+        if self._is_main:
+            buffer = io.BytesIO()
+            torch.save(self.task.network.state_dict(), buffer)
+            write_atomically(self.folder / BEST, buffer.getvalue())
+
+    def _finish(self) -> Outcome:
+        """Measure the best validated weights, then the last, which stay in the network."""
+        network, task = self.task.network, self.task
+        if self.average is not None:
+            network.load_state_dict(self.average.values)
+        last = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        self.accelerator.wait_for_everyone()
+        network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
+        best = self._measure(task.validation_set), self._measure(task.test_set)
+        network.load_state_dict(last)
+        metrics = self._measure(task.validation_set), self._measure(task.test_set)
+        self.record.write("test", self.progress.step, metrics[1])
+        if self._is_main:
+            draw_curves(self.record.entries(), self.folder / "curves.png")
+        self.accelerator.wait_for_everyone()
+        return Outcome(self.progress.step, self.progress.best_step, self.progress.start, *metrics, *best)

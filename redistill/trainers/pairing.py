@@ -1,0 +1,54 @@
+"""Teachers of another architecture: what the student shows is paired with teacher nodes of equal grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from redistill.capture import capture
+from redistill.errors import TapError
+from redistill.stages import Stage, find_stages
+from redistill.student import Student, with_outputs
+
+BEFORE_ACTIVATION = "preactivation:"
+
+
+def is_architecture_of(student: Student, teacher: nn.Module) -> bool:
+    """Whether the student was made of such a teacher: every weight of the teacher has its like in the student."""
+    own = student.state_dict()
+    return all(name in own and own[name].shape == value.shape for name, value in teacher.state_dict().items())
+
+
+def pair_by_grid(student: Student, teacher: nn.Module, features: Mapping[str, str], output: bool) -> GraphModule:
+    """The teacher showing its own maps of equal height and width, under the names of the student's taps and features.
+
+    Of several teacher stages with one grid the deepest counts. What finds no equal grid is not shown.
+
+    Raises:
+        TapError: none of the student's maps has the grid of any teacher stage.
+    """
+    (spec,) = student.record.provenance.inputs
+    captured = capture(teacher, (spec.example(),), check=False).graph_module
+    stages = {stage.grid: stage for stage in find_stages(captured, (spec.example(),)).stages if not stage.boundary}
+    places = {name: _node(stages[grid], name) for name, grid in _grids(student, features).items() if grid in stages}
+    if not places and (features or student.taps):
+        grids = ", ".join(f"{height}x{width}" for height, width in stages)
+        raise TapError(f"no map of the student has a grid of {type(teacher).__name__} ({grids}); choose another plan")
+    return with_outputs(captured, places, output)
+
+
+def _grids(student: Student, features: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Height and width of the student's taps and features."""
+    (spec,) = student.record.provenance.inputs
+    training = student.training
+    with torch.no_grad():
+        _, maps = student.eval().tapped(features)(spec.example())
+    student.train(training)
+    return {name: (value.shape[-2], value.shape[-1]) for name, value in maps.items()}
+
+
+def _node(stage: Stage, name: str) -> str:
+    return stage.pre_activation if name.startswith(BEFORE_ACTIVATION) else stage.output

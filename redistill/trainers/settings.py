@@ -1,0 +1,251 @@
+"""What can be set: one frozen dataclass a section. Defaults are the recipe that we recommend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from redistill.errors import ConfigError
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer.
+
+    Attributes:
+        name: sgd (with momentum) or adamw.
+        decay_norms: whether norms' weights and all biases decay too, as in the older recipes.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over time, as a factor of the optimizer's.
+
+    Attributes:
+        warmup: epochs of linear rise from 0 before the schedule.
+        milestones: epochs after which `step` multiplies by gamma.
+        floor: the factor at which `cosine` ends.
+        rise: the share of the run in which `one_cycle` rises.
+    """
+
+    name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    floor: float = 0.0
+    rise: float = 0.3
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How a network is optimised.
+
+    Attributes:
+        epochs: passes over the training set; `steps`, where given, counts optimizer steps instead.
+        batch_size: images of one optimizer step, over all processes and accumulated parts.
+        accumulation: parts into which each process divides its share of a batch.
+        clip_norm: the largest gradient norm, or none.
+        ema: decay of the weights' moving average, or none; the average is then what is evaluated and delivered.
+    """
+
+    epochs: int = 30
+    steps: int | None = None
+    batch_size: int = 64
+    accumulation: int = 1
+    clip_norm: float | None = None
+    ema: float | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation"):
+            _require(getattr(self, name) >= 1, f"recipe.{name}={getattr(self, name)}: must be 1 or more")
+        _require(self.ema is None or 0 < self.ema < 1, f"recipe.ema={self.ema}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of training images; all off is a plain resize.
+
+    Attributes:
+        crop: random_resized (area share in `scale`), padded (shifted by up to `padding` pixels), or none.
+        policy: a torchvision policy of random operations.
+        erasing: probability of blanking a rectangle.
+    """
+
+    crop: Literal["none", "random_resized", "padded"] = "none"
+    scale: tuple[float, ...] = (0.08, 1.0)
+    padding: int = 4
+    flip: bool = False
+    policy: Literal["none", "trivial", "randaugment", "autoaugment"] = "none"
+    erasing: float = 0.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images.
+
+    Attributes:
+        root: the folder that holds the data set, as torchvision lays it out.
+        image_size: height and width in pixels.
+        test_resize: the side to which test images are resized before the central crop of image_size.
+        channels: 3 repeats grey images; 1 keeps them.
+        strong: augmentation of a second view of each training image, learnt beside the first (MLLD's recipe).
+        validation: share of the training set put aside for validation, class by class.
+        train_limit: use only so many training images, class by class.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    download: bool = False
+    image_size: int = 32
+    test_resize: int | None = None
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    augmentation: AugmentationConfig = AugmentationConfig()
+    strong: AugmentationConfig | None = None
+    validation: float = 0.1
+    train_limit: int | None = None
+    test_limit: int | None = None
+    split_seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.validation < 1, f"data.validation={self.validation}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TargetsConfig:
+    """What a classifier is asked to predict.
+
+    Attributes:
+        mixing: blend the images and labels of a batch by MixUp, CutMix or either.
+        mixing_alpha: parameter of their Beta distribution.
+    """
+
+    label_smoothing: float = 0.0
+    mixing: Literal["none", "mixup", "cutmix", "either"] = "none"
+    mixing_alpha: float = 0.2
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A network that teaches.
+
+    Attributes:
+        model: a model spec such as "torchvision:resnet50" or "package.module:function".
+        weights: a state dict (safetensors, or torch's weights-only format). A file that does not exist yet is written,
+            if there is a recipe.
+        recipe: how the teacher is trained here where it has no weights.
+    """
+
+    model: str = "redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.25"
+    weights: str | None = None
+    recipe: RecipeConfig | None = None
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network that learns: the teacher's rewritten for a budget, a saved one, or the teacher's architecture itself.
+
+    Attributes:
+        budget: peak activation memory, such as "4x" or "512KiB"; none for the architecture as it is.
+        factors: explicit pooling factors, one a stage, instead of a budget.
+        folder: a saved student instead of either.
+        model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
+        weights: a state dict of that architecture.
+        taps: where RED blocks stand: "auto", "none" or a file of places; by default automatic where `red` is a method.
+        start: from the teacher's weights or from scratch.
+        red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
+        recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
+            teacher's.
+    """
+
+    budget: str | None = "4x"
+    factors: tuple[int, ...] | None = None
+    folder: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    convention: str = "deploy"
+    objective: str = "macs"
+    taps: str | None = None
+    start: Literal["teacher", "scratch"] = "teacher"
+    red_init: Literal["gentle", "default"] = "gentle"
+    recalibrate: int = 8
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """The losses.
+
+    Attributes:
+        task: weight of the cross-entropy; 0 needs no labels.
+        methods: method names with their options, or the shorthand "red+kd"; see --list.
+        first_stage: epochs of the first stage of two-stage methods (ab, ft, fsp).
+    """
+
+    task: float = 1.0
+    methods: dict[str, Any] = field(default_factory=dict)
+    first_stage: int = 30
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The machine's side: where results go, precision, checkpoints.
+
+    Attributes:
+        folder: the run's folder; by default runs/<experiment>.
+        deterministic: torch's deterministic algorithms.
+        sync_batchnorm: share batch-norm statistics between processes.
+        log_every: steps between log lines; also how often losses are checked for NaN.
+        checkpoint_every: steps between checkpoints besides the one after each epoch.
+        keep: checkpoints that are kept.
+        validate_every: epochs between validations; the last epoch is always validated.
+    """
+
+    folder: str | None = None
+    seed: int = 0
+    precision: Precision = "no"
+    compile: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    sync_batchnorm: bool = True
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    keep: int = 2
+    validate_every: int = 1
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A whole classifier experiment. Further teachers, by name, are listened to by methods labelled `method@name`."""
+
+    trainer: Literal["classifier"] = "classifier"
+    data: DataConfig = DataConfig()
+    targets: TargetsConfig = TargetsConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    student: StudentConfig = StudentConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    run: RunConfig = RunConfig()

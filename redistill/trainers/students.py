@@ -1,0 +1,123 @@
+"""Students: the teacher rewritten for a budget, a saved one, or the teacher's architecture as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import redistill
+from redistill.errors import ConfigError
+from redistill.models import load_model
+from redistill.trainers import seeding
+from redistill.trainers.acceleration import processes
+from redistill.trainers.data import DataSets
+from redistill.trainers.distillation.red import RED
+from redistill.trainers.settings import ClassifierConfig, StudentConfig
+
+
+def obtain_student(config: ClassifierConfig, teacher: nn.Module, data: DataSets) -> nn.Module:
+    """The student, from the teacher's weights or from scratch; a plain copy of the teacher where nothing is asked."""
+    student = config.student
+    example = data.calibration[0]["inputs"][None]
+    with seeding.seeded(config.run.seed, "student"):
+        spec = student.model or config.teacher.model
+        inherits = student.start == "teacher" and student.model is None
+        origin = teacher if inherits else load_model(spec, student.weights or "random")
+        taps = student.taps or ("auto" if listens_to_taps(config.distillation.methods) else "none")
+        made = _make(replace(student, taps=taps), spec, origin, example)
+    if student.recalibrate and (inherits or student.weights is not None):
+        recalibrate(made, data, student.recalibrate, config.recipe.batch_size)
+    return made
+
+
+def listens_to_taps(methods: Iterable[str]) -> bool:
+    """Whether RED is among the methods; without it a student is spared the blocks."""
+    return any(label.partition("@")[0] == RED.name for label in methods)
+
+
+def _make(config: StudentConfig, spec: str, origin: nn.Module, example: Tensor) -> nn.Module:
+    if config.folder is not None:
+        if not Path(config.folder).is_dir():
+            raise ConfigError(f"student.folder: there is no folder {config.folder}")
+        return redistill.load_student(config.folder, teacher=origin)
+    if config.budget is None and config.factors is None:
+        plain = load_model(spec, "random")
+        plain.load_state_dict(origin.state_dict())
+        return plain
+    return redistill.transform(
+        origin,
+        example,
+        budget=config.budget or "4x",
+        factors=config.factors,
+        convention=config.convention,
+        objective=config.objective,
+        taps=config.taps or "auto",
+        init=config.red_init,
+        model=spec,
+    )
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, data: DataSets, batches: int, batch_size: int) -> None:
+    """Measure batch-norm statistics anew, as plain averages over training batches without augmentation.
+
+    A student that pools elsewhere sees other statistics than its teacher. The images are drawn at random, since data
+    sets are often sorted by class.
+    """
+    device = processes().device
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    order = torch.randperm(len(data.calibration), generator=seeding.generator("recalibrate"))
+    with _cumulative(norms), _training(network, norms):
+        for part in torch.split(order[: batches * batch_size], batch_size):
+            if len(part) > 1:
+                images = torch.stack([data.calibration[int(index)]["inputs"] for index in part])
+                network.to(device)(images.to(device))
+    network.cpu()
+
+
+@contextmanager
+def _cumulative(norms: list[Any]) -> Iterator[None]:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def _training(network: nn.Module, norms: list[Any]) -> Iterator[None]:
+    """Only the norms in training mode: no dropout."""
+    before = network.training
+    network.eval()
+    for norm in norms:
+        norm.train()
+    try:
+        yield
+    finally:
+        network.train(before)
+
+
+def deliver(network: nn.Module, folder: Path) -> Path:
+    """Save a student as a student's folder, any other network as its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save = getattr(network, "save", None)
+    if callable(save):
+        save(folder)
+    else:
+        save_file(
+            {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors"
+        )
+    return folder

@@ -1,0 +1,71 @@
+"""What distillation costs beside a teacher's forward pass and a plain student's step, in CPU time of one thread.
+
+    python tests/trainers/step_cost.py torchvision:resnet50?num_classes=10 128 8 red+kd
+
+The arguments are the teacher, the image size, the batch and the methods. Prints the least of several steps, their ratio
+and images per second.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from redistill.models import load_model
+from redistill.trainers.classifier import make_task
+from redistill.trainers.config import load
+from redistill.trainers.data import open_data
+from redistill.trainers.distillation import MAIN
+from redistill.trainers.settings import ClassifierConfig
+from redistill.trainers.students import obtain_student
+
+REPEATS = 7
+
+
+def least(step):
+    """Milliseconds of the quickest of several runs, after one to warm up."""
+    step()
+    found = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        step()
+        found.append(time.process_time() - start)
+    return min(found) * 1e3
+
+
+def measure(spec, size, batch, methods):
+    """Milliseconds of a distillation step, and of the teacher's forward and the plain student's step."""
+    settings = [f"teacher.model={spec}", f"data.image_size={size}", f"distillation.methods={methods}"]
+    config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, "student.recalibrate=0"])
+    data, teacher = open_data(config.data, seed=0), load_model(spec, "random")
+    student = obtain_student(config, teacher, data)
+    task = make_task(config, data, {MAIN: teacher}, student).train()
+    optimizer = torch.optim.SGD(task.parameters(), lr=1e-3)
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
+
+    def step_on(loss):
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def distil():
+        step_on(sum(task({"inputs": images, "labels": labels, "indices": torch.arange(batch)}).values()))
+
+    def apart():
+        with torch.inference_mode():
+            teacher(images)
+        step_on(F.cross_entropy(student(images), labels))
+
+    return least(distil), least(apart)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    spec, size, batch, methods = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    together, separate = measure(spec, size, batch, methods)
+    print(f"distillation step {together:.0f} ms; teacher forward and student step apart {separate:.0f} ms")
+    print(f"ratio {together / separate:.3f}; {1e3 * batch / together:.1f} images per second")

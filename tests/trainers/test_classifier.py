@@ -1,0 +1,290 @@
+"""The whole way: teacher, student, methods, loop and command line, on digits and a very small network."""
+
+import functools
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from small_networks import small_resnet
+
+import redistill
+from redistill.errors import ConfigError
+from redistill.trainers.classifier import main, make_task
+from redistill.trainers.config import load
+from redistill.trainers.data import open_data
+from redistill.trainers.distillation import MAIN, METHODS, Need
+from redistill.trainers.loop import Loop
+from redistill.trainers.record import Record
+from redistill.trainers.settings import ClassifierConfig
+from redistill.trainers.students import obtain_student, recalibrate
+from redistill.trainers.teachers import obtain_teachers
+from redistill.trainers.views import view_teacher
+
+SMALL = [
+    "teacher.model=small_networks:small_resnet",
+    "teacher.recipe=null",
+    "data.image_size=16",
+    "data.train_limit=64",
+    "data.test_limit=20",
+    "data.validation=0.02",
+    "recipe.batch_size=16",
+    "recipe.steps=6",
+    "run.log_every=1",
+    "student.recalibrate=1",
+    "distillation.first_stage=1",
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
+    save_file(small_resnet().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(weights):
+    return [*SMALL, f"teacher.weights={weights}"]
+
+
+opened = functools.cache(open_data)
+
+
+def parts(settings, folder, *changes):
+    config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, *changes])
+    data = opened(config.data, config.run.seed)
+    teacher = obtain_teachers(config, data, folder)[MAIN]
+    return config, data, teacher, obtain_student(config, teacher, data)
+
+
+def arguments(settings, folder, *changes):
+    given = [*settings, f"run.folder={folder}", *changes]
+    return [word for setting in given for word in ("--set", setting)]
+
+
+OWN_ARCHITECTURE = (
+    "student.model=redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.1",
+    "student.factors=[2, 2, 1, 1, 1]",
+)
+HARD, EASY = "student.factors=[4, 4, 2, 1]", "student.budget=2x"
+
+
+@pytest.mark.parametrize(
+    ("method", "plan"), [*((name, HARD) for name in METHODS), *((name, EASY) for name in ("red", "reentry", "fitnet"))]
+)
+def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(settings, tmp_path, monkeypatch, method, plan):
+    monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries, path: None)
+    config, data, teacher, student = parts(settings, tmp_path, plan, f"distillation.methods={method}")
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    task = make_task(config, data, {MAIN: teacher}, student)
+    loop = Loop(task, config.recipe, config.run, tmp_path)
+    outcome = loop.run()
+    assert outcome.steps == 6 + (4 if METHODS[method].two_stage else 0)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    terms = {name for entry in Record(tmp_path).entries() if entry["kind"] == "train" for name in entry}
+    assert any(name.startswith(f"{method}/") for name in terms)
+    saved = torch.load(loop.checkpoints.all()[-1] / "pytorch_model.bin", weights_only=True)
+    assert {name.split(".")[0] for name in saved} <= {"network", "distillation"}
+
+
+def test_the_teacher_runs_only_as_deep_as_needed(settings, tmp_path):
+    _, _, teacher, student = parts(settings, tmp_path, HARD)
+    deep = view_teacher(student, teacher, frozenset({Need.LOGITS}))
+    shallow = view_teacher(student, teacher, frozenset({Need.TAPS}))
+    targets = [node.target for node in shallow.module.graph.nodes]
+    assert "fc" in [node.target for node in deep.module.graph.nodes]
+    assert "fc" not in targets
+    shown = shallow(torch.randn(2, 3, 16, 16))
+    assert shown.logits is None
+    assert set(shown.taps) == {tap.name for tap in student.taps}
+
+
+def test_what_the_teacher_shows_may_be_kept_for_backward(settings, tmp_path):
+    _, _, teacher, student = parts(settings, tmp_path)
+    shown = view_teacher(student, teacher, frozenset(Need))(torch.randn(2, 3, 16, 16))
+    values = [shown.logits, shown.reentry, *shown.taps.values(), *shown.stages.values(), *shown.preactivations.values()]
+    assert all(not value.is_inference() and not value.requires_grad for value in values)
+    assert not teacher.training
+
+
+def test_a_student_starts_from_the_teacher_or_from_scratch(settings, tmp_path):
+    _, _, teacher, warm = parts(settings, tmp_path)
+    _, _, _, cold = parts(settings, tmp_path, "student.start=scratch")
+    kept = teacher.state_dict()["layer2.conv1.weight"]
+    assert torch.equal(warm.state_dict()["layer2.conv1.weight"], kept)
+    assert not torch.equal(cold.state_dict()["layer2.conv1.weight"], kept)
+
+
+def test_without_budget_or_factors_the_student_is_the_architecture_itself(settings, tmp_path):
+    _, _, teacher, plain = parts(settings, tmp_path, "student.budget=null", "student.recalibrate=0")
+    assert type(plain) is type(teacher)
+    assert plain is not teacher
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(plain.eval()(images), teacher(images))
+
+
+def test_methods_need_a_student_that_shows_its_taps(settings, tmp_path):
+    config, data, teacher, plain = parts(settings, tmp_path, "student.budget=null", "distillation.methods=red")
+    with pytest.raises(ConfigError, match=r"student\.budget"):
+        make_task(config, data, {MAIN: teacher}, plain)
+
+
+def terms_of(folder):
+    return Record(folder).entries()[0].keys() - {"kind", "step", "loss", "epoch", "learning_rate", "images_per_second"}
+
+
+def test_each_tap_may_have_its_own_teacher(settings, tmp_path):
+    second = "teachers={second: {model: small_networks:small_resnet}}"
+    methods = "distillation.methods={red: {taps: [conv1_out]}, red@second: {taps: [layer1_in]}, kd@second: {}}"
+    assert main(arguments(settings, tmp_path, HARD, second, methods)) == 0
+    assert terms_of(tmp_path) == {"task", "red/conv1_out", "red@second/layer1_in", "kd@second/logits"}
+
+
+def test_a_teacher_of_another_architecture_is_paired_by_grid(settings, tmp_path):
+    methods = "distillation.methods=red+kd+at+fitnet+ofd"
+    assert main(arguments(settings, tmp_path, *OWN_ARCHITECTURE, methods, "recipe.steps=2")) == 0
+    terms = terms_of(tmp_path)
+    assert {"task", "kd/logits"} < terms
+    assert {name.split("/")[0] for name in terms} == {"task", "red", "kd", "at", "fitnet", "ofd"}
+
+
+def test_reentry_needs_the_teachers_own_architecture(settings, tmp_path, capsys):
+    assert main(arguments(settings, tmp_path, *OWN_ARCHITECTURE, "distillation.methods=reentry")) == 2
+    assert "own architecture" in capsys.readouterr().err
+
+
+def test_recalibration_measures_plain_averages(settings, tmp_path):
+    _, data, _, student = parts(settings, tmp_path, "student.budget=null")
+    recalibrate(student, data, batches=4, batch_size=16)
+    everything = torch.stack([data.calibration[index]["inputs"] for index in range(64)])
+    convolved = student.conv1(everything)
+    torch.testing.assert_close(student.bn1.running_mean, convolved.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-4)
+    assert student.bn1.momentum == 0.1
+
+
+def test_the_command_line_trains_teacher_and_student_and_both_can_be_loaded(settings, tmp_path, capsys):
+    recipe = "teacher.recipe={epochs: 1, batch_size: 16}"
+    assert main(arguments(settings, tmp_path, recipe, f"teacher.weights={tmp_path}/new/teacher.safetensors")) == 0
+    shown = capsys.readouterr().out
+    assert "test top-1" in shown
+    assert "helpers while training" in shown
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["helper_parameters"] == {"red": 0, "kd": 0}
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["config"]["run"]["seed"] == 0
+    assert saved["versions"]["torch"] == torch.__version__
+    student = redistill.load_student(tmp_path / "student", teacher=small_resnet()).eval()
+    assert student(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+    assert (tmp_path / "new" / "teacher.safetensors").is_file()
+
+
+def test_a_stopped_command_continues_to_the_same_student(settings, tmp_path, monkeypatch):
+    def student_of(folder):
+        return redistill.load_student(folder / "student", teacher=small_resnet()).state_dict()
+
+    often = "run.checkpoint_every=2"
+    assert main(arguments(settings, tmp_path / "a", often)) == 0
+    train_on, calls = Loop._train_on, []
+
+    def failing(self, batch, part):
+        calls.append(part)
+        if len(calls) == 4:
+            raise ConfigError("the power went off")
+        train_on(self, batch, part)
+
+    monkeypatch.setattr(Loop, "_train_on", failing)
+    assert main(arguments(settings, tmp_path / "b", often)) == 2
+    monkeypatch.undo()
+    assert main([*arguments(settings, tmp_path / "b", often), "--resume"]) == 0
+    straight, continued = student_of(tmp_path / "a"), student_of(tmp_path / "b")
+    assert all(torch.equal(value, continued[name]) for name, value in straight.items())
+    assert main([*arguments(settings, tmp_path / "b", often, "run.seed=1"), "--resume"]) == 2
+
+
+def test_a_saved_student_is_trained_further(settings, tmp_path):
+    assert main(arguments(settings, tmp_path / "first")) == 0
+    again = [f"student.folder={tmp_path}/first/student", "student.budget=null", "student.recalibrate=0"]
+    assert main(arguments(settings, tmp_path / "second", *again)) == 0
+    start = json.loads((tmp_path / "second" / "summary.json").read_text())["start"]
+    end = json.loads((tmp_path / "first" / "summary.json").read_text())["last"]["validation"]
+    assert start == pytest.approx(end)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["distillation.methods=redd"], "no method 'redd'; did you mean 'red'"),
+        (["distillation.methods={kd: {temp: 3}}"], "did you mean 'temperature'"),
+        (["data.name=digit"], "did you mean 'digits'"),
+        (["teacher.model=small_networks:small_resnet?num_classes=7", "teacher.weights=null"], "num_classes=10"),
+        (["teacher.model=small_networks:small_resnet?num_classes=7"], "fc.weight is 10x32"),
+        (["teacher.weights=nowhere.pt"], "nowhere.pt"),
+        (["teacher.model=small_networks:small_resnet?width=4"], "weight"),
+        (["recipe.batch_size=1"], "batch norm needs 2"),
+        (["targets.mixing=mixup", "distillation.methods=crd"], "targets.mixing=none"),
+        (["student.folder=nowhere"], "nowhere"),
+        (["distillation.methods=kd@secnd", "teachers={second: {}}"], "no teacher 'secnd'; did you mean 'second'"),
+        (["student.factors=[3]"], "factors"),
+        (["student.budget=tiny"], "tiny"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(settings, tmp_path, capsys, changes, words):
+    assert main(arguments(settings, tmp_path, *changes)) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_the_list_names_experiments_and_methods(capsys):
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "digits/smoke.yaml" in shown
+    assert all(f"  {name} " in shown for name in METHODS)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "accelerate launch -m redistill.trainers.classifier --config" in capsys.readouterr().out
+
+
+def test_two_views_of_each_image(settings, tmp_path):
+    views = ["data.strong={crop: padded, policy: trivial}", "distillation.methods={mlld: {variant: released}, red: {}}"]
+    assert main(arguments(settings, tmp_path, HARD, *views)) == 0
+    assert {"mlld/instance", "mlld/batch", "mlld/class"} < terms_of(tmp_path)
+
+
+def test_without_labels_only_what_leads_to_the_reentry_learns(settings, tmp_path):
+    config, data, teacher, student = parts(
+        settings, tmp_path, HARD, "distillation.task=0", "distillation.methods=reentry", "student.recalibrate=0"
+    )
+    head = student.state_dict()["fc.weight"].clone()
+    stem = student.state_dict()["conv1.weight"].clone()
+    Loop(make_task(config, data, {MAIN: teacher}, student), config.recipe, config.run, tmp_path).run()
+    assert torch.equal(student.state_dict()["fc.weight"], head)
+    assert not torch.equal(student.state_dict()["conv1.weight"], stem)
+    assert terms_of(tmp_path) == {"reentry/map"}
+
+
+def test_a_finished_run_may_be_resumed_and_delivers_the_same(settings, tmp_path, capsys):
+    assert main(arguments(settings, tmp_path)) == 0
+    first = capsys.readouterr().out
+    assert main(arguments(settings, tmp_path)) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*arguments(settings, tmp_path), "--resume"]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("switch", ["run.precision=bf16", "run.channels_last=true", "recipe.ema=0.9"])
+def test_switches(settings, tmp_path, switch):
+    methods = "distillation.methods=red+kd+at+reentry"
+    assert main(arguments(settings, tmp_path, HARD, methods, switch, "targets.mixing=either")) == 0
+    last = json.loads((tmp_path / "summary.json").read_text())["last"]
+    assert last["test"]["loss"] > 0

@@ -1,0 +1,128 @@
+"""Data sets: splits, orders, augmentation, and what is said when files are missing."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from redistill.errors import ConfigError
+from redistill.trainers.data import EpochOrder, open_data, split_by_class
+from redistill.trainers.errors import DataError
+from redistill.trainers.settings import AugmentationConfig, DataConfig
+from redistill.trainers.sources import SOURCES
+
+
+def test_digits_need_no_files():
+    data = open_data(DataConfig(), seed=0)
+    assert data.classes == 10
+    assert len(data.train) + len(data.validation) + len(data.test) == 1797
+    item = data.train[0]
+    assert item["inputs"].shape == (3, 32, 32)
+    assert item["inputs"].dtype == torch.float32
+    assert -1 <= item["inputs"].min() <= item["inputs"].max() <= 1
+    assert data.training_set.labels.bincount().min() > 100
+
+
+def test_validation_is_a_share_of_each_class_and_disjoint():
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    held_out, rest = split_by_class(labels, 0.2, seed=0)
+    assert labels[held_out].bincount().tolist() == [6, 2]
+    assert sorted([*held_out.tolist(), *rest.tolist()]) == list(range(40))
+    again, _ = split_by_class(labels, 0.2, seed=0)
+    other, _ = split_by_class(labels, 0.2, seed=1)
+    assert torch.equal(held_out, again)
+    assert not torch.equal(held_out, other)
+
+
+def test_limits_are_even_over_the_classes():
+    data = open_data(DataConfig(train_limit=100, test_limit=50), seed=0)
+    assert data.train.labels.bincount().tolist() == [10] * 10
+    assert len(data.test) == 50
+    with pytest.raises(DataError, match=r"data\.train_limit=9999: only"):
+        open_data(DataConfig(train_limit=9999), seed=0)
+
+
+def test_orders_are_permutations_that_can_be_entered_anywhere():
+    order = EpochOrder(23, 5, seed=0)
+    whole = list(order)
+    assert len(whole) == len(order) == 20
+    assert len({index for _, index in whole}) == 20
+    order.go_to(0, 2, 9)
+    assert list(order) == whole[10:]
+    order.go_to(1, 0, 1)
+    assert [epoch for epoch, _ in order] == [1] * 5
+    assert [index for _, index in order] != [index for _, index in whole[:5]]
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        AugmentationConfig(crop="random_resized", flip=True),
+        AugmentationConfig(crop="padded", policy="trivial", erasing=0.5),
+        AugmentationConfig(policy="randaugment"),
+        AugmentationConfig(policy="autoaugment"),
+    ],
+)
+def test_augmentations(augmentation):
+    data = open_data(DataConfig(augmentation=augmentation), seed=0)
+    first, again, later = data.train[(0, 3)], data.train[(0, 3)], data.train[(1, 3)]
+    assert first["inputs"].shape == (3, 32, 32)
+    assert torch.equal(first["inputs"], again["inputs"])
+    assert not torch.equal(first["inputs"], later["inputs"]) or augmentation.policy in ("randaugment", "autoaugment")
+
+
+def test_drawing_an_image_leaves_the_generator_as_it_was():
+    data = open_data(DataConfig(augmentation=AugmentationConfig(crop="padded")), seed=0)
+    state = torch.get_rng_state()
+    data.train[(0, 1)]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"digits"}))
+def test_missing_files_are_said_where_and_how(name, tmp_path):
+    with pytest.raises(DataError) as caught:
+        open_data(DataConfig(name=name, root=str(tmp_path)), seed=0)
+    assert str(tmp_path) in str(caught.value)
+    assert "data.root" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_data_set():
+    with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
+        open_data(DataConfig(name="cifar_10"), seed=0)
+
+
+def idx(array):
+    sizes = struct.pack(f">{array.ndim}i", *array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+def test_fashion_mnist_packed_or_not(tmp_path):
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    labels = (np.arange(40) % 10).astype(np.uint8)
+    for part in ("train", "t10k"):
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    data = open_data(
+        DataConfig(name="fashion_mnist", root=str(tmp_path), image_size=28, mean=(0.0,), std=(1.0,)), seed=0
+    )
+    torch.testing.assert_close(data.test[7]["inputs"][1] * 255, torch.from_numpy(pixels[7]).float())
+    assert data.test[7]["labels"] == 7
+
+
+def test_an_image_folder(tmp_path):
+    generator = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for index in range(4):
+                Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    data = open_data(DataConfig(name="image_folder", root=str(tmp_path), image_size=16, validation=0.25), seed=0)
+    assert (len(data.train), len(data.validation), len(data.test), data.classes) == (6, 2, 8, 2)
+    assert data.train[0]["inputs"].shape == (3, 16, 16)
