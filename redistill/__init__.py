@@ -1,9 +1,9 @@
 """Redistill: memory-bounded students of convolutional networks and UNet denoisers."""
 
 from redistill.errors import InfeasibleBudgetError, RedistillError
-from redistill.memory import MemoryProfile
-from redistill.meter import measure
-from redistill.profiling import profile
+from redistill.memory.conventions import MemoryProfile
+from redistill.memory.meter import measure
+from redistill.memory.profiling import profile
 from redistill.student import Student
 from redistill.transform import load_student, transform
 

@@ -16,8 +16,8 @@ from redistill.cli import (
     shape_text,
     write_json,
 )
-from redistill.meter import measure
-from redistill.profiling import profile
+from redistill.memory.meter import measure
+from redistill.memory.profiling import profile
 from redistill.report import plot_profile, profile_to_json, render_profile, write_profile_page
 
 EXAMPLES = """examples:

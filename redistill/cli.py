@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import RedistillError
-from redistill.memory import CONVENTIONS
+from redistill.memory.conventions import CONVENTIONS
+from redistill.memory.recording import ITEM_SIZES
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
-from redistill.recording import ITEM_SIZES
 
 CONVENTION_HELP = """conventions of peak memory (bytes of activations alive at once; weights never count):
   deploy  batch norm folded, activations and sums overwrite a dying input, input freed after its last use (default)

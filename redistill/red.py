@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from redistill.memory import lifetimes, timeline
-from redistill.recording import record_graph
-from redistill.tracing import build_graph_module, trace_graph
+from redistill.memory.conventions import lifetimes, timeline
+from redistill.memory.recording import record_graph
+from redistill.tracing.skeleton import build_graph_module
+from redistill.tracing.values import trace_graph
 
 
 class REDBlock(nn.Module):

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from redistill import recipe
-from redistill.capture import capture
 from redistill.errors import TapError
-from redistill.memory import MemoryProfile
+from redistill.memory.conventions import MemoryProfile
 from redistill.operators import IN_PLACE_FUNCTIONS, module_of
-from redistill.planning import PoolingPlan
+from redistill.planning.search import PoolingPlan
+from redistill.planning.stages import Stage
+from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
-from redistill.stages import Stage
-from redistill.taps import Tap
+from redistill.tracing.capture import capture
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill import profile
-from redistill.capture import capture
-from redistill.recording import GraphRecord, Operation, Storage
+from redistill.memory.recording import GraphRecord, Operation, Storage
+from redistill.tracing.capture import capture
 
 MAP = 8 * 8 * 4  # bytes of one 8x8 channel in fp32: toy graphs are counted in these
 

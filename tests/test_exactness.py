@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redistill import measure, profile
-from redistill.memory import MemoryProfile
+from redistill.memory.conventions import MemoryProfile
 from redistill.models import PAPER_PAIRS, example_inputs, load_model
 from tests.graphs import trace
 

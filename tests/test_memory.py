@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from redistill import measure, profile
 from redistill.errors import ModelError
-from redistill.memory import CONVENTIONS
+from redistill.memory.conventions import CONVENTIONS
 from tests.graphs import MAP, image, maps, trace
 
 

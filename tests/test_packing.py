@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistill import RedistillError, profile
-from redistill.memory import Buffer
+from redistill.memory.conventions import Buffer
+from redistill.memory.packing import ArenaLayout, pack, verify
 from redistill.models import load_model
-from redistill.packing import ArenaLayout, pack, verify
 from tests.graphs import trace
 
 STEPS = 8

@@ -16,7 +16,8 @@ from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restrid
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.red import REDBlock
-from redistill.tracing import build_graph_module, trace_graph
+from redistill.tracing.skeleton import build_graph_module
+from redistill.tracing.values import trace_graph
 
 
 def graph_of(module, *inputs):

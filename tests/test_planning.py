@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redistill.analysis import analyze
 from redistill.errors import PlanError
 from redistill.models import load_model
-from redistill.planning import (
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.planning.search import (
     ConditionalRows,
     PlanningProblem,
     keep_most_macs,
@@ -24,7 +24,7 @@ from redistill.planning import (
     pool_earliest,
     solve,
 )
-from redistill.scaling import ScalingModel, candidate_factors
+from redistill.transform.analysis import analyze
 
 CHOICES = ((1,), (1, 2), (1, 2, 4), (1, 4), (1, 2, 4, 8))
 UNIT = 64  # bytes divide by the largest factor squared: every sum below is exact

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from redistill.errors import RedistillError
-from redistill.memory import Buffer, MemoryProfile, Step
-from redistill.planning import Certificate, PoolingPlan
+from redistill.memory.conventions import Buffer, MemoryProfile, Step
+from redistill.planning.search import Certificate, PoolingPlan
+from redistill.planning.stages import Stage
+from redistill.planning.taps import Tap
 from redistill.report import (
     Comparison,
     align_steps,
@@ -36,8 +38,6 @@ from redistill.report import (
 )
 from redistill.report.tables import draw_bar
 from redistill.report.words import describe_order, shorten
-from redistill.stages import Stage
-from redistill.taps import Tap
 
 MIB = 1024**2
 STAGES = (
@@ -372,9 +372,9 @@ def test_a_report_replaces_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_captured_network_reports_in_every_form(tmp_path: Path) -> None:
-    from redistill.capture import capture
-    from redistill.profiling import profile
-    from redistill.stages import find_stages
+    from redistill.memory.profiling import profile
+    from redistill.planning.stages import find_stages
+    from redistill.tracing.capture import capture
 
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),

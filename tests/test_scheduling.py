@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from redistill import measure, profile
-from redistill.memory import lifetimes, timeline
+from redistill.memory.conventions import lifetimes, timeline
+from redistill.memory.recording import GraphRecord, record_graph
+from redistill.memory.scheduling import best_order, lower_bound
 from redistill.models import load_model
 from redistill.passes.reorder import ReorderPass
-from redistill.recording import GraphRecord, record_graph
-from redistill.scheduling import best_order, lower_bound
 from tests.graphs import MAP, image, legal_orders, operation, reordered, simulate, storage, trace
 
 CONVENTIONS = ("graph", "arena", "deploy")

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from redistill.capture import capture
 from redistill.models import DDPMUNet, load_model
-from redistill.stages import find_stages
+from redistill.planning.stages import find_stages
+from redistill.tracing.capture import capture
 
 
 def stages_of(module, *shapes):

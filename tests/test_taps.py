@@ -2,10 +2,10 @@ import pytest
 import torch
 import torchvision
 
-from redistill.analysis import analyze
 from redistill.errors import TapError
 from redistill.models import load_model
-from redistill.taps import choose_taps, read_taps, resolve_taps
+from redistill.planning.taps import choose_taps, read_taps, resolve_taps
+from redistill.transform.analysis import analyze
 
 
 @pytest.fixture(scope="module", params=["resnet18", "resnet50"])

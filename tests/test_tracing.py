@@ -6,9 +6,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from redistill.capture import capture
 from redistill.errors import ModelError, TraceError
-from redistill.tracing import build_graph_module, make_skeleton, trace_graph
+from redistill.tracing.capture import capture
+from redistill.tracing.skeleton import build_graph_module, make_skeleton
+from redistill.tracing.values import trace_graph
 
 
 def trace(module, *inputs):

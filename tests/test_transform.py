@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import redistill
 from redistill.errors import BudgetError, InfeasibleBudgetError, ModelError, PlanError, StudentError, TapError
-from redistill.meter import measure
+from redistill.memory.meter import measure
 from redistill.models import PAPER_PAIRS, example_inputs, load_model
 from redistill.transform.pipeline import find_reentry
 

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from redistill import InfeasibleBudgetError, measure, profile, transform
-from redistill.capture import capture
 from redistill.evidence.networks import EXACT, build, short
 from redistill.evidence.table import Table
-from redistill.stages import find_stages
+from redistill.planning.stages import find_stages
+from redistill.tracing.capture import capture
 
 
 def run() -> Table:

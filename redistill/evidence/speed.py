@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from redistill import transform
-from redistill.capture import capture
-from redistill.crossings import find_crossings
 from redistill.evidence.networks import build, short
 from redistill.evidence.table import Table
-from redistill.planning import keep_most_macs, solve
-from redistill.profiling import profile_record
-from redistill.scaling import ScalingModel, candidate_factors
-from redistill.stages import find_stages
+from redistill.memory.profiling import profile_record
+from redistill.planning.crossings import find_crossings
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.planning.search import keep_most_macs, solve
+from redistill.planning.stages import find_stages
+from redistill.tracing.capture import capture
 
 NETWORKS = tuple(
     f"torchvision:{name}"

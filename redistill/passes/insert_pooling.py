@@ -16,8 +16,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
+from redistill.memory.recording import ShapeInterpreter
 from redistill.passes.geometry import Pair, refit
-from redistill.recording import ShapeInterpreter
 
 RESTRIDE = "restride"
 

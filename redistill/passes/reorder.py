@@ -6,9 +6,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from redistill.recording import record_graph
-from redistill.scheduling import best_order
-from redistill.tracing import is_guard_only
+from redistill.memory.recording import record_graph
+from redistill.memory.scheduling import best_order
+from redistill.tracing.guards import is_guard_only
 
 
 class ReorderPass(PassBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from redistill.tracing import is_guard_only
+from redistill.tracing.guards import is_guard_only
 
 
 class StripGuardsPass(PassBase):

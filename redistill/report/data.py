@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from redistill.memory import Buffer, MemoryProfile, Step
-from redistill.planning import PoolingPlan
-from redistill.stages import Stage
-from redistill.taps import Tap
+from redistill.memory.conventions import Buffer, MemoryProfile, Step
+from redistill.planning.search import PoolingPlan
+from redistill.planning.stages import Stage
+from redistill.planning.taps import Tap
 
 RED_BLOCKS = "red"  # the module under which a student keeps its RED blocks
 Grid = tuple[int, int]

@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from redistill.memory import MemoryProfile
+from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import (
     Comparison,
     Group,

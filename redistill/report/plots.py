@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import blended_transform_factory
 
-from redistill.memory import MemoryProfile
+from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import Comparison, align_steps, group_steps, runs, stage_of_steps, stage_rows
 from redistill.report.files import write_atomically
 from redistill.report.words import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape, shorten, step_place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from redistill.memory import MemoryProfile
+from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import Comparison, StageRow, group_steps, is_red_block, stage_rows
 from redistill.report.words import (
     buffer_kind,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from redistill.memory import Buffer, MemoryProfile, Step
+from redistill.memory.conventions import Buffer, MemoryProfile, Step
 
 KIB, MIB = 1024, 1024**2
 LONGEST_NAME = 36

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from redistill.capture import capture
 from redistill.errors import TapError
-from redistill.stages import Stage, find_stages
+from redistill.planning.stages import Stage, find_stages
 from redistill.student import Student, with_outputs
+from redistill.tracing.capture import capture
 
 BEFORE_ACTIVATION = "preactivation:"
 

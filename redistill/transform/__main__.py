@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_model_options, check_writable, load, run, write_json
 from redistill.errors import PlanError
-from redistill.meter import measure
-from redistill.planning import OBJECTIVES
+from redistill.memory.meter import measure
+from redistill.planning.search import OBJECTIVES
 from redistill.report import plot, to_json, write_page
 from redistill.transform import transform
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from redistill.analysis import Analysis
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
-from redistill.planning import (
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.planning.search import (
     OBJECTIVES,
     Certificate,
     Objective,
@@ -18,8 +18,8 @@ from redistill.planning import (
     pool_earliest,
     solve,
 )
-from redistill.scaling import ScalingModel, candidate_factors
-from redistill.taps import Tap, choose_taps, read_taps, resolve_taps
+from redistill.planning.taps import Tap, choose_taps, read_taps, resolve_taps
+from redistill.transform.analysis import Analysis
 from redistill.transform.rewriting import Rewritten, rewrite
 
 MAX_ATTEMPTS = 64

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from redistill import recipe as folder
-from redistill.analysis import Analysis, analyze
 from redistill.budget import Budget, parse_budget
 from redistill.errors import ModelError, PlanError, StudentError, TapError
 from redistill.models import load_model
-from redistill.planning import PoolingPlan
+from redistill.planning.search import PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord
+from redistill.transform.analysis import Analysis, analyze
 from redistill.transform.choosing import Choice, Wishes, carry_out, choose
 
 
@@ -42,7 +42,7 @@ def transform(
         teacher: any convolutional network or UNet; it is not changed.
         example_inputs: a tensor or tuple of tensors, maps as (B, C, H, W); the budget holds for these shapes.
         budget: ``"4x"``, ``"25%"``, ``"512KiB"``, ``"0.5MB"`` or bytes.
-        convention: how peak memory is counted (``deploy``, ``arena``, ``graph``, ``eager``; see ``redistill.memory``).
+        convention: how peak memory is counted (``deploy``, ``arena``, ``graph``, ``eager``).
         objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does.
         taps: ``auto``, ``none`` or a YAML file of places; their RED blocks count within the budget.
         factors: explicit pooling factors, one for each stage in data-flow order; then the budget is not consulted.

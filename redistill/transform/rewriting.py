@@ -10,17 +10,17 @@ from fractions import Fraction
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_manager import PassManager
 
-from redistill.analysis import Analysis
-from redistill.capture import guards_hold
 from redistill.errors import PlanError, RedistillError
-from redistill.memory import MemoryProfile
+from redistill.memory.conventions import MemoryProfile
+from redistill.memory.profiling import count_parameters, profile_record
+from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
 from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.profiling import count_parameters, profile_record
-from redistill.recording import GraphRecord, record_graph
-from redistill.stages import Transition
-from redistill.taps import Tap
+from redistill.planning.stages import Transition
+from redistill.planning.taps import Tap
+from redistill.tracing.guards import guards_hold
+from redistill.transform.analysis import Analysis
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 from redistill import operators
 from redistill.errors import ModelError, TraceError
 from redistill.passes.canonicalize import CanonicalizePass
-from redistill.tracing import build_graph_module, is_guard_only, mode_of, trace_graph
+from redistill.tracing.guards import is_guard_only
+from redistill.tracing.skeleton import build_graph_module, mode_of
+from redistill.tracing.values import trace_graph
 
 
 @dataclass(frozen=True)
@@ -214,19 +215,3 @@ def _other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     half, whole, double = Fraction(1, 2), Fraction(1), Fraction(2)
     sizes = ((64, 1, half, half), (96, 0, whole, double))
     return [tuple(_random_like(x, shape(x, *size)) for x in inputs) for size in sizes]
-
-
-def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None:
-    """Where a recorded guard no longer holds, given the values of a new run; None if all do."""
-    for node in graph_module.graph.nodes:
-        guard = node.meta.get("guard")
-        if guard is not None and node.name in values:
-            value = values[node.name]
-            convert = (
-                operator.index
-                if isinstance(guard.value, int) and not isinstance(guard.value, bool)
-                else type(guard.value)
-            )
-            if convert(value) != guard.value:
-                return str(guard.where)
-    return None

@@ -22,8 +22,8 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from redistill import operators
-from redistill.recording import GraphRecord, Shape, probe_graph, record_graph
-from redistill.tracing import is_guard_only
+from redistill.memory.recording import GraphRecord, Shape, probe_graph, record_graph
+from redistill.tracing.guards import is_guard_only
 
 _MOVERS = {
     "convolution": operators.is_convolution,

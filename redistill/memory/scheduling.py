@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from redistill.memory import counts_transients, functional_values
-from redistill.recording import GraphRecord
+from redistill.memory.conventions import counts_transients, functional_values
+from redistill.memory.recording import GraphRecord
 
 
 @dataclass(frozen=True)

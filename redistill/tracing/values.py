@@ -1,4 +1,4 @@
-"""Tracing: any teacher and an example input in, a checked ``GraphModule`` out.
+"""Values: a tracer whose proxies know what their nodes yield, so that control flow on shapes is answered.
 
 ``torch.fx`` proxies know nothing of values, so Python control flow on shapes stops them. Here every proxy carries the
 value that the operation yields on meta tensors: ``if``, ``len``, iteration and ``isinstance`` are answered from it (and
@@ -8,35 +8,25 @@ at other resolutions. The teacher is never touched: what is traced is its skelet
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
-from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.errors import TraceError
-from redistill.operators import is_plain_batch_norm
+from redistill.tracing.guards import Guard, mark_guards, user_frame
+from redistill.tracing.skeleton import evaluate, make_skeleton, to_meta
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN_ATTRIBUTES = ("ndim", "requires_grad", "is_quantized", "is_sparse", "layout", "names", "grad")
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A value that Python control flow read while tracing: the graph is right only while it stays the same."""
-
-    value: Any
-    where: str
 
 
 class ValueProxy(Proxy):
@@ -75,7 +65,7 @@ class ValueProxy(Proxy):
     def _guarded(self, convert: Callable[[Any], Any]) -> Any:
         value = convert(self._value)
         if "guard" not in self.node.meta:
-            self.node.meta["guard"] = Guard(value, _user_frame(traceback.extract_stack()))
+            self.node.meta["guard"] = Guard(value, user_frame(traceback.extract_stack()))
             self.tracer.fresh_guards.append(self.node)
         return value
 
@@ -162,7 +152,7 @@ class ValueTracer(Tracer):
         self.inputs = inputs
         with torch.no_grad(), _recorded_factories(self), _RecordFunctions(self):
             graph = self.trace(skeleton)
-        _mark_guards(graph)
+        mark_guards(graph)
         for node in graph.nodes:
             if isinstance(self.values.get(node), Tensor):
                 node.meta["shape"] = tuple(self.values[node].shape)
@@ -205,7 +195,7 @@ class ValueTracer(Tracer):
         args, kwargs = (map_aggregate(a, self._value_of) for a in (node.args, node.kwargs))
         self.evaluating = True
         try:
-            return _to_meta(evaluate(self.root, node.op, node.target, args, kwargs))
+            return to_meta(evaluate(self.root, node.op, node.target, args, kwargs))
         finally:
             self.evaluating = False
 
@@ -213,7 +203,7 @@ class ValueTracer(Tracer):
         if not isinstance(argument, Node):
             return argument
         if argument not in self.values:  # a tensor constant, for which create_arg makes a bare get_attr node
-            self.values[argument] = _to_meta(operator.attrgetter(str(argument.target))(self.root))
+            self.values[argument] = to_meta(operator.attrgetter(str(argument.target))(self.root))
         return self.values[argument]
 
     def create_arg(self, a: Any) -> Any:
@@ -269,37 +259,6 @@ class ValueTracer(Tracer):
             self.module_stack.popitem(last=True)
 
 
-def evaluate(root: nn.Module, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-    """The value of one graph operation, module weights taken from ``root``."""
-    if kind == "get_attr":
-        return operator.attrgetter(target)(root)
-    if kind == "call_module":
-        module = root.get_submodule(target)
-        if is_plain_batch_norm(module):
-            return torch.empty_like(args[0])  # the meta kernel decomposes a batch norm, ten times as slow
-        return module(*args, **kwargs)
-    if kind == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
-
-
-def make_skeleton(module: nn.Module) -> nn.Module:
-    """A deep copy of ``module`` whose tensors are on ``meta``: no weight is copied."""
-    tensors: dict[int, Tensor] = {id(t): t for t in module.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
-    for part in module.modules():
-        candidates = [*part.__dict__.values(), *part._parameters.values(), *part._buffers.values()]
-        tensors.update({id(t): t for t in candidates if isinstance(t, Tensor)})
-    memo: dict[int, Any] = {key: _meta_tensor(tensor) for key, tensor in tensors.items()}
-    return copy.deepcopy(module, memo)
-
-
-def _meta_tensor(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
-
-
 def trace_graph(
     module: nn.Module, inputs: Sequence[Any], leaf_modules: Iterable[type[nn.Module]] = ()
 ) -> tuple[Graph, dict[str, str], nn.Module]:
@@ -307,68 +266,13 @@ def trace_graph(
     tracer = ValueTracer(leaf_modules)
     skeleton = make_skeleton(module)
     try:
-        graph = tracer.run(skeleton, tuple(_to_meta(x) for x in inputs))
+        graph = tracer.run(skeleton, tuple(to_meta(x) for x in inputs))
     except Exception as error:
         raise TraceError(
             f"{type(module).__name__} cannot be traced: {_describe(error)}. Control flow that depends on the data has "
             "no graph; move it into a module of its own and name its class in leaf_modules=, or wrap the model"
         ) from error
     return graph, tracer.opaque, skeleton
-
-
-def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> GraphModule:
-    """``graph`` over the modules of ``module`` (shared, not copied) and the constants found while tracing."""
-    attributes: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            find = operator.attrgetter(str(node.target))
-            try:
-                attributes[str(node.target)] = find(module)
-            except AttributeError:
-                attributes[str(node.target)] = find(skeleton)
-    graph_module = GraphModule(attributes, graph, type(module).__name__)
-    graph_module.training = module.training
-    return graph_module
-
-
-@contextmanager
-def mode_of(module: nn.Module, training: bool) -> Iterator[None]:
-    """Put ``module`` into train or eval mode, and every part of it back as it was."""
-    before = {part: part.training for part in module.modules()}
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, flag in before.items():
-            part.training = flag
-
-
-def is_guard_only(node: Node) -> bool:
-    """Whether ``node`` is kept only so that a guard can be checked again."""
-    return bool(node.meta.get("guard_only", False))
-
-
-def _mark_guards(graph: Graph) -> None:
-    """Erase dead nodes, but keep those a guard needs, marked, until the rewrite has been verified."""
-    needed: set[Node] = set()
-    guarding: set[Node] = set()
-    for node in reversed(graph.nodes):
-        live = node.op in ("output", "placeholder") or node in needed or _mutates(node)
-        if live:
-            needed.update(node.all_input_nodes)
-        elif node in guarding or "guard" in node.meta:
-            guarding.update(node.all_input_nodes)
-            node.meta["guard_only"] = True
-        else:
-            graph.erase_node(node)
-
-
-def _mutates(node: Node) -> bool:
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return node.op == "call_function" and (
-        node.target is operator.setitem or getattr(node.target, "__name__", "").endswith("_")
-    )
 
 
 def _parameter_names(forward: Callable[..., Any], count: int) -> list[str]:
@@ -402,22 +306,6 @@ def _leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value if value.is_meta else value.to("meta")
-    if isinstance(value, (tuple, list, dict)) and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
-        return tree_map(_to_meta, value)
-    return value
-
-
-def _user_frame(stack: traceback.StackSummary) -> str:
-    """Where the teacher's own code was: the deepest frame outside torch and this library."""
-    for frame in reversed(stack):
-        if "/torch/" not in frame.filename and "/redistill/tracing.py" not in frame.filename:
-            return f"{frame.filename}:{frame.lineno}"
-    return "unknown place"
-
-
 def _describe(error: BaseException) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{reason} ({_user_frame(traceback.extract_tb(error.__traceback__))})"
+    return f"{reason} ({user_frame(traceback.extract_tb(error.__traceback__))})"

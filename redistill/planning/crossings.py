@@ -10,7 +10,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from redistill import operators
-from redistill.stages import StageGraph, Transition, common_path, is_map
+from redistill.planning.stages import StageGraph, Transition, common_path, is_map
 
 Grid = tuple[int, int]
 SIDES = ("in", "out")

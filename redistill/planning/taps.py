@@ -15,9 +15,9 @@ import numpy as np
 import yaml
 from torch.fx import GraphModule, Node
 
-from redistill.crossings import SIDES, Crossing, Grid, Places, grid_of
 from redistill.errors import TapError
-from redistill.stages import StageGraph
+from redistill.planning.crossings import SIDES, Crossing, Grid, Places, grid_of
+from redistill.planning.stages import StageGraph
 
 
 @dataclass(frozen=True)

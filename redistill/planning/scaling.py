@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from redistill.crossings import SIDES, Crossing
-from redistill.memory import Buffer, counts_transients, lifetimes
-from redistill.planning import FACTORS, ConditionalRows, Matrix, PlanningProblem
-from redistill.recording import GraphRecord, Operation
+from redistill.memory.conventions import Buffer, counts_transients, lifetimes
+from redistill.memory.recording import GraphRecord, Operation
+from redistill.planning.crossings import SIDES, Crossing
+from redistill.planning.search import FACTORS, ConditionalRows, Matrix, PlanningProblem
+from redistill.planning.stages import StageGraph, growth_exponent
+from redistill.planning.taps import tap_activity, tap_name
 from redistill.red import red_overhead
-from redistill.stages import StageGraph, growth_exponent
-from redistill.taps import tap_activity, tap_name
 
 
 class ScalingModel:

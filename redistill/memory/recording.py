@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from redistill import operators
-from redistill.meter import MemoryMeter, state_of
-from redistill.tracing import is_guard_only, make_skeleton
+from redistill.memory.meter import MemoryMeter, state_of
+from redistill.tracing.guards import is_guard_only
+from redistill.tracing.skeleton import make_skeleton
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from redistill.capture import capture
-from redistill.crossings import Crossing, find_crossings
-from redistill.memory import MemoryProfile, check_convention
+from redistill.memory.conventions import MemoryProfile, check_convention
+from redistill.memory.profiling import count_parameters, profile, profile_record
 from redistill.passes.reorder import ReorderPass
-from redistill.profiling import count_parameters, profile, profile_record
-from redistill.stages import StageGraph, find_stages
+from redistill.planning.crossings import Crossing, find_crossings
+from redistill.planning.stages import StageGraph, find_stages
+from redistill.tracing.capture import capture
 
 
 @dataclass(frozen=True)

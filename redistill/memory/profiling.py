@@ -7,11 +7,11 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from redistill.capture import capture
-from redistill.eager import profile_eager
-from redistill.memory import MemoryProfile, check_convention, lifetimes, timeline
-from redistill.recording import GraphRecord, record_graph
-from redistill.scheduling import lower_bound
+from redistill.memory.conventions import MemoryProfile, check_convention, lifetimes, timeline
+from redistill.memory.eager import profile_eager
+from redistill.memory.recording import GraphRecord, record_graph
+from redistill.memory.scheduling import lower_bound
+from redistill.tracing.capture import capture
 
 
 def profile(

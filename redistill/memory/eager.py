@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.module_tracker import ModuleTracker
 
-from redistill.memory import Buffer, MemoryProfile, Step, live_bytes
-from redistill.meter import state_of
-from redistill.recording import ITEM_SIZES, Recorder, fake_copy
+from redistill.memory.conventions import Buffer, MemoryProfile, Step, live_bytes
+from redistill.memory.meter import state_of
+from redistill.memory.recording import ITEM_SIZES, Recorder, fake_copy
 
 
 class _EagerRecorder(Recorder):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from redistill.errors import ModelError
-from redistill.recording import ITEM_SIZES, GraphRecord
+from redistill.memory.recording import ITEM_SIZES, GraphRecord
 
 CONVENTIONS = ("deploy", "arena", "graph", "eager")
 

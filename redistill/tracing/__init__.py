@@ -1,0 +1,1 @@
+"""Tracing: any teacher and an example input in, a checked graph out."""
