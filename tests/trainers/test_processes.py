@@ -56,3 +56,16 @@ def test_weights_and_statistics_are_equal_up_to_rounding(pair):
     two = torch.load(folder / "two" / "weights.pt", weights_only=True)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_launcher_that_starts_one_process_for_several_is_noticed(monkeypatch, caplog):
+    from redistill.trainers.acceleration import warn_of_missing_processes
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    warn_of_missing_processes()
+    assert not caplog.text
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    warn_of_missing_processes()
+    assert "torchrun --nproc_per_node" in caplog.text
