@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of a run, the newest `keep` of them."""
+    """The checkpoints of a run, the newest `keep` of them; at least two, so that one is whole while another changes."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
-        self.keep = max(1, keep)
+        self.keep = max(2, keep)
 
     def save(self, accelerator: Accelerator, step: int) -> Path:
         """Write the state of the accelerator's objects; every process calls this."""

@@ -62,7 +62,7 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
     task = make_task(config, data, teachers, student)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)
-    summary = summarise(task, outcome)
+    summary = {**summarise(task, outcome), "teacher": measure_teacher(config, loop, data, teachers[MAIN])}
     if loop.accelerator.is_main_process:
         deliver(student, folder / "student")
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
@@ -93,6 +93,13 @@ def make_task(
     return ClassifierTask(student, data, config.targets, config.distillation, show_student, show_teachers, distillation)
 
 
+def measure_teacher(config: ClassifierConfig, loop: Loop, data: DataSets, teacher: nn.Module) -> dict[str, Any]:
+    """The main teacher on the same images, as it is."""
+    task = ClassifierTask(teacher, data, config.targets).eval()
+    task.prepare(loop.accelerator.device, channels_last=config.run.channels_last, compiled=False)
+    return {"validation": loop.measure(data.validation, task), "test": loop.measure(data.test, task)}
+
+
 def summarise(task: ClassifierTask, outcome: Outcome) -> dict[str, Any]:
     """The run in figures."""
     return {
@@ -110,7 +117,7 @@ def summarise(task: ClassifierTask, outcome: Outcome) -> dict[str, Any]:
 def render(summary: dict[str, Any], folder: Path) -> str:
     """The closing table."""
     rows: list[tuple[str, ...]] = [("weights", "validation top-1", "test top-1", "test top-5", "test loss")]
-    for name in ("last", "best"):
+    for name in ("teacher", "last", "best"):
         validation, test = summary[name]["validation"], summary[name]["test"]
         figures = (validation["top1"], test["top1"], test["top5"])
         rows.append((name, *(f"{value:.2f} %" for value in figures), f"{test['loss']:.4f}"))
@@ -191,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RedistillError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {error}; make room, or set run.folder to a place that can be written\n")
+        return RedistillError.exit_code
     finally:
         leave_processes()
     if processes().is_main_process:

@@ -89,7 +89,7 @@ class Loop:
         """Train to the end, or continue from the newest whole checkpoint; then measure on validation and test set."""
         self._set_up()
         self._restore(resume)
-        self.progress.start = self.progress.start or self._measure(self.task.validation_set)
+        self.progress.start = self.progress.start or self.measure(self.task.validation_set)
         shown: dict[str, Any] = {"initial": self.progress.step, "disable": None if self._is_main else True}
         with Interruption() as interruption, tqdm(total=self.total, unit="step", **shown) as bar:
             while self.progress.step < self.total:
@@ -228,7 +228,7 @@ class Loop:
 
     def _validate(self) -> None:
         with self._averaged():
-            metrics = self._measure(self.task.validation_set)
+            metrics = self.measure(self.task.validation_set)
             sign = 1 if self.task.higher_is_better else -1
             value = metrics[self.task.metric]
             if self.progress.best_step < 0 or sign * value > sign * self.progress.best:
@@ -236,10 +236,11 @@ class Loop:
                 self._save_best()
         self.record.write("validation", self.progress.step, metrics)
 
-    def _measure(self, dataset: Any) -> Metrics:
+    def measure(self, dataset: Any, task: Task | None = None) -> Metrics:
+        """The mean of every metric over a set, of the task that is trained or of another one."""
         if id(dataset) not in self.loaders:
             self.loaders[id(dataset)] = make_loader(self.accelerator, dataset, self.recipe, self.workers)
-        return evaluate(self.accelerator, self.task, self.loaders[id(dataset)])
+        return evaluate(self.accelerator, task or self.task, self.loaders[id(dataset)])
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied(self.task.network)
@@ -258,9 +259,9 @@ class Loop:
         last = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.accelerator.wait_for_everyone()
         network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
-        best = self._measure(task.validation_set), self._measure(task.test_set)
+        best = self.measure(task.validation_set), self.measure(task.test_set)
         network.load_state_dict(last)
-        metrics = self._measure(task.validation_set), self._measure(task.test_set)
+        metrics = self.measure(task.validation_set), self.measure(task.test_set)
         self.record.write("test", self.progress.step, metrics[1])
         if self._is_main:
             draw_curves(self.record.entries(), self.folder / "curves.png")

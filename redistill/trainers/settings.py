@@ -219,7 +219,7 @@ class RunConfig:
         sync_batchnorm: share batch-norm statistics between processes.
         log_every: steps between log lines; also how often losses are checked for NaN.
         checkpoint_every: steps between checkpoints besides the one after each epoch.
-        keep: checkpoints that are kept.
+        keep: checkpoints that are kept, 2 or more.
         validate_every: epochs between validations; the last epoch is always validated.
     """
 
@@ -234,6 +234,11 @@ class RunConfig:
     checkpoint_every: int | None = None
     keep: int = 2
     validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "validate_every"):
+            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)}: must be 1 or more")
+        _require(self.keep >= 2, f"run.keep={self.keep}: must be 2 or more, so that one checkpoint is always whole")
 
 
 @dataclass(frozen=True)

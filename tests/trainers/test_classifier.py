@@ -172,6 +172,7 @@ def test_the_command_line_trains_teacher_and_student_and_both_can_be_loaded(sett
     shown = capsys.readouterr().out
     assert "test top-1" in shown
     assert "helpers while training" in shown
+    assert [line.split()[0] for line in shown.splitlines()[2:5]] == ["teacher", "last", "best"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["helper_parameters"] == {"red": 0, "kd": 0}
     assert (tmp_path / "curves.png").stat().st_size > 1000
@@ -280,6 +281,12 @@ def test_a_finished_run_may_be_resumed_and_delivers_the_same(settings, tmp_path,
     assert "--resume" in capsys.readouterr().err
     assert main([*arguments(settings, tmp_path), "--resume"]) == 0
     assert capsys.readouterr().out == first
+
+
+def test_a_place_that_cannot_be_written(settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(arguments(settings, tmp_path / "file" / "run")) == 2
+    assert "run.folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("switch", ["run.precision=bf16", "run.channels_last=true", "recipe.ema=0.9"])

@@ -17,6 +17,7 @@ class DKD(DistillationMethod):
         TCKD   T^2 KL of the two-way probabilities (p_y, 1 - p_y)
         NCKD   T^2 KL of the softmax over the classes other than y
 
+    The published recipes let the weight rise over the first epochs: `warmup: 20` on CIFAR-100, 1 on ImageNet.
     A blended image has two targets: its loss is the mean of theirs, by their shares of the soft label.
     """
 

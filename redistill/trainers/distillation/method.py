@@ -99,7 +99,7 @@ class DistillationMethod(nn.Module):
     Class attributes:
         name: the key in the registry and in configurations.
         needs: what must be present in the outputs and targets.
-        weight: the published weight of the loss beside a cross-entropy of weight 1 (0.1 for KD and DKD papers' CIFAR).
+        weight: the published weight of the loss beside the cross-entropy.
         two_stage: whether :meth:`initialise` has losses of its own for a first stage of training.
     """
 
