@@ -13,12 +13,12 @@ from redistill.cli import (
     check_writable,
     load,
     run,
-    shape_text,
     write_json,
 )
 from redistill.memory.meter import measure
 from redistill.memory.profiling import profile
 from redistill.report import plot_profile, profile_to_json, render_profile, write_profile_page
+from redistill.wording import format_shapes
 
 EXAMPLES = """examples:
   python -m redistill.analyze --model torchvision:mobilenet_v2 --measure
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable(given.json, given.plot, given.html)
     model, inputs, weights = load(given)
     found = profile(model, inputs, given.convention, given.dtype)
-    title = f"{given.model} at {shape_text(inputs)}"
+    title = f"{given.model} at {format_shapes(inputs)}"
     if given.plot:
         plot_profile(found, given.plot)
     if given.html:

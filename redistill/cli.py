@@ -61,11 +61,6 @@ def load(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...], 
     return model, inputs, find_weights(arguments.model, arguments.weights)
 
 
-def shape_text(inputs: Sequence[Tensor]) -> str:
-    """``1x3x224x224 and 1``."""
-    return " and ".join("x".join(map(str, x.shape)) or "scalar" for x in inputs)
-
-
 def positive(text: str) -> int:
     """An argparse type: a whole number from 1 on."""
     number = int(text)

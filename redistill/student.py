@@ -21,6 +21,7 @@ from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
 from redistill.tracing.capture import capture
+from redistill.wording import format_shapes
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Student(GraphModule):
         record, origin = self.record, self.record.provenance
         return Comparison(
             title=origin.model or origin.teacher,
-            input=" and ".join("x".join(map(str, spec.shape)) for spec in origin.inputs),
+            input=format_shapes(origin.inputs),
             convention=origin.convention,
             dtype=origin.dtype,
             teacher=record.teacher_profile,

@@ -223,7 +223,7 @@ def test_an_infeasible_budget_says_what_can_be_had_and_what_stands_in_the_way(te
     with pytest.raises(InfeasibleBudgetError) as refusal:
         redistill.transform(teacher, X, "1KiB")
     text = str(refusal.value)
-    assert "no student of ResNet fits 0.001 MiB (deploy); the best that can be had is 0.04" in text
+    assert "no student of ResNet fits 1.000 KiB (deploy); the best that can be had is 4" in text
     assert "at factors 16,16" in text or "at factors" in text
     assert "x cannot be pooled, for it is the input" in text
     assert refusal.value.exit_code == 3

@@ -13,6 +13,7 @@ from redistill.errors import ModelError
 from redistill.models.specs import ModelSpec, parse_spec
 from redistill.models.unet import DDPMUNet
 from redistill.models.wrappers import AutoencoderOutput, ConditionalDenoiserOutput, DenoiserOutput
+from redistill.wording import format_shape
 
 Shape = tuple[int, ...]
 
@@ -120,12 +121,12 @@ def _check_shapes(spec: ModelSpec, model: nn.Module, shapes: Sequence[Shape]) ->
     if one_image and len(shapes) != 1:
         raise ModelError(f"{spec.target} takes one image, {len(shapes)} shapes were given; give one")
     image, rank = shapes[0][1:], _image_rank(model)
-    refusal = f"{spec.target} cannot take input {_text(image)}"
+    refusal = f"{spec.target} cannot take input {format_shape(image)}"
     if len(image) != rank:
         raise ModelError(f"{refusal}; it takes {rank} sizes, channels first, and a batch before them if you like")
     channels = _image_channels(spec, model)
     if channels is not None and image[0] != channels:
-        raise ModelError(f"{refusal}; it takes {channels} channels: give {_text((channels, *image[1:]))}")
+        raise ModelError(f"{refusal}; it takes {channels} channels: give {format_shape((channels, *image[1:]))}")
     divisor = 2 ** (model.levels - 1) if isinstance(model, DDPMUNet) else 1
     if any(side % divisor for side in image[1:]):
         raise ModelError(f"{refusal}; its sides must divide by {divisor}")
@@ -152,7 +153,3 @@ def _first_convolution(model: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d | 
     """The convolution that is registered first: in torchvision's, diffusers' and our models the one on the image."""
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return next((module for module in model.modules() if isinstance(module, kinds)), None)
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from redistill.errors import ModelError
 from redistill.models.providers import find_torchvision_builder, import_package
 from redistill.models.specs import ModelSpec
+from redistill.wording import format_shape
 
 _NAMED_AT_MOST = 3
 _PROVIDERS_WITH_WEIGHTS = ("torchvision", "timm")
@@ -152,4 +153,4 @@ def _shorten(items: list[str], noun: str, separator: str = ", ") -> str:
 
 def _shape(value: Any) -> str:
     shape = getattr(value, "shape", None)
-    return type(value).__name__ if shape is None else "x".join(map(str, shape)) or "a scalar"
+    return type(value).__name__ if shape is None else format_shape(shape)

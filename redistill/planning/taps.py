@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from redistill.errors import TapError
 from redistill.planning.crossings import SIDES, Crossing, Grid, Places, grid_of
 from redistill.planning.stages import StageGraph
+from redistill.wording import format_shape
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def resolve_taps(
         teacher_grid = tuple(stages.record.values[teacher.name][2:])
         if student_grid != teacher_grid:
             raise TapError(
-                f"tap {entry['student']!r} has grid {_by(student_grid)} in the student, {entry['teacher']!r} has "
-                f"{_by(teacher_grid)} in the teacher; choose places of equal grid"
+                f"tap {entry['student']!r} has grid {format_shape(student_grid)} in the student, "
+                f"{entry['teacher']!r} has {format_shape(teacher_grid)} in the teacher; choose places of equal grid"
             )
         module, _, side = entry["student"].rpartition(" ")
         taps.append(
@@ -170,7 +171,3 @@ def _resolve_place(place: str, places: Places) -> Node:
     if len(found) != 1:
         raise TapError(f"{place!r} is {len(found)} feature maps; a tap needs a module with exactly one there")
     return found.pop()
-
-
-def _by(grid: Sequence[int]) -> str:
-    return "x".join(map(str, grid))

@@ -16,7 +16,8 @@ from redistill.report.files import write_atomically
 from redistill.report.page import write_page, write_profile_page
 from redistill.report.plots import plot, plot_profile
 from redistill.report.tables import render, render_profile
-from redistill.report.words import describe_budget, describe_convention, format_bytes, format_count
+from redistill.report.words import describe_budget, describe_convention, format_count
+from redistill.wording import format_bytes
 
 __all__ = [
     "Comparison",

@@ -31,12 +31,11 @@ from redistill.report.words import (
     describe_order,
     describe_reduction,
     describe_verdict,
-    format_bytes,
     format_count,
-    format_shape,
     format_share,
     step_place,
 )
+from redistill.wording import format_bytes, format_shape
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from redistill.report.words import (
     describe_convention,
     describe_order,
     describe_verdict,
-    format_bytes,
     format_count,
-    format_shape,
     format_share,
     shorten,
     step_place,
 )
+from redistill.wording import format_bytes, format_shape
 
 WIDTH = 100
 MOST_LIVE = 8  # lines of what is alive at a peak

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from redistill.memory.conventions import Buffer, MemoryProfile, Step
+from redistill.wording import format_bytes, format_shape
 
-KIB, MIB = 1024, 1024**2
 LONGEST_NAME = 36
-SMALLEST_MIB = 0.1  # below this many MiB a size is given in KiB
 CONVENTIONS = {
     "deploy": "batch norm folded, activations and sums overwrite a dying input, the graph input counted while in use",
     "arena": "batch norm folded, nothing in place, the graph input counted while in use",
     "graph": "the traced graph as written, the graph input held throughout, memory within operations counted",
     "eager": "the module as it runs, the graph input held throughout, memory within operations counted",
 }
-
-
-def format_bytes(size: float) -> str:
-    """A size in MiB with three decimals; in KiB below 0.1 MiB, in bytes below 1 KiB.
-
-    >>> format_bytes(7225344), format_bytes(4000), format_bytes(100)
-    ('6.891 MiB', '3.906 KiB', '100 B')
-    """
-    if abs(size) >= SMALLEST_MIB * MIB:
-        return f"{size / MIB:.3f} MiB"
-    return f"{size / KIB:.3f} KiB" if abs(size) >= KIB else f"{size:.0f} B"
 
 
 def format_count(count: float) -> str:
@@ -38,11 +24,6 @@ def format_count(count: float) -> str:
         if abs(count) >= unit:
             return f"{count / unit:.3f} {sign}"
     return f"{count:.0f}"
-
-
-def format_shape(shape: Sequence[int]) -> str:
-    """Sides joined by an x: ``1x64x56x56``."""
-    return "x".join(map(str, shape))
 
 
 def format_share(part: float, whole: float) -> str:

@@ -21,6 +21,7 @@ from redistill.passes.canonicalize import CanonicalizePass
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.skeleton import build_graph_module, mode_of
 from redistill.tracing.values import trace_graph
+from redistill.wording import format_shapes
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,8 @@ def capture(
         except TraceError:
             _check_runs(model, inputs)
             raise
-    with mode_of(model, training=True):
-        train_graph, _, _ = trace_graph(model, inputs, leaf_modules)
+    notes = _compare_modes(model, graph, inputs, leaf_modules) if check else ()
     with mode_of(model, training=False):
-        notes = _compare_modes(model, graph, train_graph)
         _check_visible(model, opaque)
         graph_module = build_graph_module(model, graph, skeleton)
         CanonicalizePass()(graph_module)
@@ -66,7 +65,7 @@ def capture(
 
 def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Is it the model and its input that do not fit, rather than the trace?"""
-    shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs)
+    shapes = format_shapes(inputs)
     try:
         with torch.no_grad():
             model(*inputs)
@@ -75,8 +74,12 @@ def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         raise ModelError(f"{type(model).__name__} does not run on an input of {shapes}: {reason}") from error
 
 
-def _compare_modes(model: nn.Module, graph: Graph, train_graph: Graph) -> tuple[str, ...]:
+def _compare_modes(
+    model: nn.Module, graph: Graph, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]
+) -> tuple[str, ...]:
     """Equal graphs, or a train graph that only has more in it (auxiliary heads, which inference has not)."""
+    with mode_of(model, training=True):
+        train_graph, _, _ = trace_graph(model, inputs, leaf_modules)
     ours, theirs = _operations(graph), _operations(train_graph)
     if _embeds(ours, theirs):
         extra = [str(n.target) for n in theirs if n.op == "call_module"]
@@ -163,7 +166,7 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[
 
 def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, ...]) -> bool:
     """Whether the model takes an input of this size; if it does, the graph must yield the same."""
-    shapes = " and ".join("x".join(map(str, x.shape)) for x in trial)
+    shapes = format_shapes(trial)
     with torch.no_grad():
         try:
             expected = model(*trial)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
+from redistill.memory.conventions import MemoryProfile
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
     OBJECTIVES,
@@ -21,6 +22,7 @@ from redistill.planning.search import (
 from redistill.planning.taps import Tap, choose_taps, read_taps, resolve_taps
 from redistill.transform.analysis import Analysis
 from redistill.transform.rewriting import Rewritten, rewrite
+from redistill.wording import format_bytes, format_shape
 
 MAX_ATTEMPTS = 64
 
@@ -156,23 +158,28 @@ def _taps(analysis: Analysis, by_stage: Sequence[int], wishes: Wishes) -> tuple[
 
 def explain(analysis: Analysis, limit: int) -> str:
     """Why no plan fits: the best that can be had, what is alive at its peak, and the stages that may not shrink."""
-    problem = _problem(analysis, with_taps=False, restore_deepest=False)
-    best = least_peak(problem)
-    assert best is not None, "the teacher's own plan is always legal"
-    by_stage = problem.factors(best.plan)
-    rewritten = rewrite(analysis, by_stage, ())
-    profile = rewritten.profile
-    alive = ", ".join(f"{b.module or b.node} {'x'.join(map(str, b.shape))} {mib(b.bytes)}" for b in profile.live[:4])
+    by_stage, best = _smallest(analysis)
+    alive = ", ".join(f"{b.module or b.node} {format_shape(b.shape)} {format_bytes(b.bytes)}" for b in best.live[:4])
     fixed = "; ".join(f"{s.name} cannot be pooled, for {s.fixed}" for s in analysis.stages.stages if s.fixed)
     factors = ",".join(str(by_stage[s.index]) for s in analysis.stages.free)
-    teacher = analysis.profile.peak_bytes
+    where = f"at factors {factors}" if any(f > 1 for f in by_stage) else "at the teacher's own grids"
     return (
-        f"no student of {analysis.name} fits {mib(limit)} ({analysis.convention}); the best that can be had is "
-        f"{mib(profile.peak_bytes)}, {teacher / profile.peak_bytes:.2f}x, at factors {factors}: "
-        f"at {profile.peak_node} are alive {alive}; {fixed}"
+        f"no student of {analysis.name} fits {format_bytes(limit)} ({analysis.convention}); the best that can be had "
+        f"is {format_bytes(best.peak_bytes)}, {analysis.profile.peak_bytes / best.peak_bytes:.2f}x, {where}: "
+        f"at {best.peak_node} are alive {alive}; {fixed}"
     )
 
 
-def mib(size: float) -> str:
-    """Bytes as MiB with three decimals."""
-    return f"{size / 2**20:.3f} MiB"
+def _smallest(analysis: Analysis) -> tuple[tuple[int, ...], MemoryProfile]:
+    """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do."""
+    problem = _problem(analysis, with_taps=False, restore_deepest=False)
+    for _ in range(MAX_ATTEMPTS):
+        solution = least_peak(problem)
+        if solution is None:
+            break
+        by_stage = problem.factors(solution.plan)
+        try:
+            return by_stage, rewrite(analysis, by_stage, ()).profile
+        except PlanError:
+            problem = replace(problem, excluded=problem.excluded | {solution.plan})
+    return tuple(1 for _ in analysis.stages.stages), analysis.profile
