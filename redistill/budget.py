@@ -38,7 +38,7 @@ def parse_budget(budget: str | int | Budget) -> Budget:
     """
     if isinstance(budget, Budget):
         return budget
-    text = str(budget).strip()
+    text = f"{budget}B" if type(budget) is int else str(budget).strip()
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(x|%|(?:[kmg]i?)?b)?", text, re.IGNORECASE)
     if isinstance(budget, bool) or not match:
         raise BudgetError(f"cannot read the budget {text!r}; {_ACCEPTED}")
@@ -49,7 +49,7 @@ def parse_budget(budget: str | int | Budget) -> Budget:
         return _share(text, 1 / number)
     if unit == "%":
         return _share(text, number / 100)
-    if not unit and not isinstance(budget, int) and number < 1000:
+    if not unit and number < 1000:
         raise BudgetError(f"the budget {text!r} has no unit: {text}x or {text}B? {_ACCEPTED}")
     size = Fraction(match[1]) * _UNITS[unit or "B"]  # exact: as a float 1.001KB would be one byte less
     if size < 1:

@@ -27,20 +27,13 @@ class ScalingModel:
         self.buffers = lifetimes(stages.record, convention)
         self._grown = _match_storages(stages.record, stages.grown)
 
-    def problem(
-        self, crossings: Sequence[Crossing] = (), without_taps: frozenset[str] = frozenset()
-    ) -> PlanningProblem:
+    def problem(self, crossings: Sequence[Crossing] = ()) -> PlanningProblem:
         """The planning problem; with ``crossings``, the memory of the RED blocks at their taps is part of it."""
         constant, usage = self._rows(self.buffers)
         if counts_transients(self.convention):
             self._add_transients(constant, usage)
-        taps = [
-            self._tap_rows(c, side, crossings)
-            for c in crossings
-            for side in SIDES
-            if tap_name(c.module, side) not in without_taps
-        ]
-        return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), tuple(taps))
+        taps = tuple(self._tap_rows(c, side, crossings) for c in crossings for side in SIDES)
+        return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), taps)
 
     def _rows(self, buffers: Sequence[Buffer]) -> tuple[np.ndarray, tuple[Matrix, ...]]:
         constant = np.zeros(self.steps)

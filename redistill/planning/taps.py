@@ -63,9 +63,7 @@ def find_partner(
     return next(iter(both or candidates), None)
 
 
-def choose_taps(
-    crossings: Sequence[Crossing], factors: Sequence[int], stages: StageGraph, without: frozenset[str] = frozenset()
-) -> tuple[Tap, ...]:
+def choose_taps(crossings: Sequence[Crossing], factors: Sequence[int], stages: StageGraph) -> tuple[Tap, ...]:
     """The automatic taps of a student with these pooling ``factors`` (one for each stage, the fixed ones too)."""
     taps: dict[str, Tap] = {}
     for crossing in crossings:
@@ -75,7 +73,7 @@ def choose_taps(
             partner = find_partner(crossing, side, factors, crossings, stages)
             node = crossing.node(side)
             name = tap_name(crossing.module, side)
-            if partner is not None and node not in taps and name not in without:
+            if partner is not None and node not in taps:
                 other, at = partner
                 grid = stages.stages[crossing.stage(side)].student_grid(factors[crossing.stage(side)])
                 taps[node] = Tap(
