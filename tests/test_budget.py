@@ -87,7 +87,7 @@ def test_nonsense_is_refused_with_what_is_accepted(nonsense):
     with pytest.raises(BudgetError) as caught:
         parse_budget(nonsense)
     message = str(caught.value)
-    assert repr(str(nonsense).strip()) in message
+    assert f"'{str(nonsense).strip()}" in message
     assert "4x, 2.5x" in message
     assert "25%" in message
     assert "512KiB, 0.5MB, 2MiB" in message
