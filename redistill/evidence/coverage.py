@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections import Counter
@@ -47,7 +48,11 @@ def cover(spec: str) -> list[tuple[str, ...]]:
     """The rows of one model."""
     model, inputs = build(spec)
     analysis = _analyze(model, inputs)
-    return [(short(spec), budget, *attempt(model, analysis, budget)) for budget in BUDGETS]
+    rows: list[tuple[str, ...]] = []
+    for budget in BUDGETS:
+        rows.append((short(spec), budget, *attempt(model, analysis, budget)))
+        gc.collect()  # graphs and their modules refer to each other: without this gigabytes of weights linger
+    return rows
 
 
 def _analyze(model: nn.Module, inputs: tuple[Tensor, ...]) -> Analysis | RedistillError:
