@@ -269,3 +269,24 @@ def test_a_fixed_stage_keeps_its_factor():
 def test_importing_the_package_does_not_shadow_the_function():
     assert callable(redistill.transform)
     assert "redistill.transform" in sys.modules
+
+
+def test_a_stage_whose_grid_is_out_of_reach_makes_do_with_a_smaller_one():
+    class Unpadded(nn.Module):
+        """Two strided branches without padding, joined: a pool cannot be padded as far as a convolution."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, stride=2)
+            self.body = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+            self.conv = nn.Conv2d(4, 4, 3, stride=2)
+            self.pool = nn.MaxPool2d(3, stride=2)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.body(self.stem(x))
+            return self.head(torch.cat([self.conv(x), self.pool(x)], 1).mean((2, 3)))
+
+    student = redistill.transform(Unpadded(), X, factors=(4, 2), taps="none").eval()
+    assert student(X).shape == (1, 10)
+    assert redistill.profile(student, X, "graph").peak_bytes == measure(student, X)

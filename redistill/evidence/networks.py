@@ -32,7 +32,8 @@ def build(spec: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         detector = torchvision.models.get_model(spec.removeprefix("backbone:"), weights=None, weights_backbone=None)
         backbone = detector.backbone
         assert isinstance(backbone, nn.Module)
-        return backbone.eval(), (torch.randn(1, 3, 224, 224),)
+        side = next((int(s) for s in ("300", "320") if s in spec), 224)
+        return backbone.eval(), (torch.randn(1, 3, side, side),)
     model = load_model(spec, "random")
     return model, example_inputs(spec, model, default_input_shapes(spec, model))
 

@@ -16,6 +16,16 @@ from redistill.operators import is_convolution, is_pool, is_transposed_convoluti
 Pair = tuple[int, int]
 
 
+class UnreachableGridError(PlanError):
+    """An operation cannot make a side as long as wanted; without padding a coarser grid loses more at its border."""
+
+    def __init__(self, module: nn.Module, axis: int, wanted: int, largest: int) -> None:
+        super().__init__(f"no padding lets {module} make a map of side {wanted}; the largest side is {largest}")
+        self.axis = axis
+        self.largest = largest
+        self.node = ""
+
+
 @dataclass(frozen=True)
 class Fit:
     """A module with its new stride and padding, and how much to crop from the end of each side of its output."""
@@ -34,7 +44,7 @@ def refit(module: nn.Module, stride: Fraction, source: Pair, target: Pair) -> Fi
         target: height and width wanted.
 
     Raises:
-        PlanError: no padding leads there.
+        UnreachableGridError: no padding leads there.
     """
     if is_pool(module) and stride == 1 and _pair(module.kernel_size) == _pair(module.stride):
         return Fit(nn.Identity())
@@ -57,7 +67,7 @@ def _fit_convolution(module: Any, stride: int, source: Pair, target: Pair) -> Pa
     for axis in (0, 1):
         reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
         sizes = {p: (source[axis] + 2 * p - reach) // stride + 1 for p in range(reach)}
-        sides.append(_choose(sizes, module.padding[axis], target[axis], module))
+        sides.append(_choose(sizes, module.padding[axis], target[axis], module, axis))
     module.padding = (sides[0][0], sides[1][0])
     module._reversed_padding_repeated_twice = [p for p, _ in reversed(sides) for _ in (0, 1)]
     return sides[0][1], sides[1][1]
@@ -72,7 +82,7 @@ def _fit_pool(module: Any, stride: int, source: Pair, target: Pair) -> Pair:
     for axis in (0, 1):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
         sizes = {p: _pooled(source[axis], reach, stride, p, module.ceil_mode) for p in range(kernel[axis] // 2 + 1)}
-        sides.append(_choose(sizes, padding[axis], target[axis], module))
+        sides.append(_choose(sizes, padding[axis], target[axis], module, axis))
     module.kernel_size, module.stride = kernel, (stride, stride)
     module.padding = (sides[0][0], sides[1][0])
     return sides[0][1], sides[1][1]
@@ -92,14 +102,14 @@ def _fit_transposed(module: Any, stride: int, source: Pair, target: Pair) -> Pai
         reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
         extra = min(module.output_padding[axis], max(stride, module.dilation[axis]) - 1)
         sizes = {p: (source[axis] - 1) * stride - 2 * p + reach + extra for p in range(reach)}
-        sides.append((*_choose(sizes, module.padding[axis], target[axis], module), extra))
+        sides.append((*_choose(sizes, module.padding[axis], target[axis], module, axis), extra))
     module.stride = (stride, stride)
     module.padding = (sides[0][0], sides[1][0])
     module.output_padding = (sides[0][2], sides[1][2])
     return sides[0][1], sides[1][1]
 
 
-def _choose(sizes: dict[int, int], padding: int, wanted: int, module: nn.Module) -> Pair:
+def _choose(sizes: dict[int, int], padding: int, wanted: int, module: nn.Module, axis: int) -> Pair:
     """The padding nearest to the module's own that gives the side wanted, or a larger side and what to crop of it."""
     best = min(
         (p for p, size in sizes.items() if size >= wanted),
@@ -107,9 +117,7 @@ def _choose(sizes: dict[int, int], padding: int, wanted: int, module: nn.Module)
         default=None,
     )
     if best is None:
-        raise PlanError(
-            f"no padding lets {module} make a map of side {wanted}; the largest side is {max(sizes.values())}"
-        )
+        raise UnreachableGridError(module, axis, wanted, max(sizes.values()))
     return best, sizes[best] - wanted
 
 

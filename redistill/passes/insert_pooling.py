@@ -17,7 +17,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.memory.recording import ShapeInterpreter
-from redistill.passes.geometry import Pair, refit
+from redistill.passes.geometry import Pair, UnreachableGridError, refit
 
 RESTRIDE = "restride"
 
@@ -47,7 +47,8 @@ class InsertPoolingPass(PassBase):
         """Rewrite ``graph_module`` in place.
 
         Raises:
-            PlanError: an operation cannot take its new stride, or the graph no longer fits together.
+            UnreachableGridError: an operation cannot make the grid it was asked for; ``node`` says which one.
+            PlanError: the graph no longer fits together.
         """
         if not any(RESTRIDE in node.meta for node in graph_module.graph.nodes):
             return PassResult(graph_module, False)
@@ -89,7 +90,11 @@ class _Rewriter(ShapeInterpreter):
             return
         source = tuple(self.env[node.all_input_nodes[0]].shape[-2:])
         small = (-(-order.target[0] // order.enlarge), -(-order.target[1] // order.enlarge))
-        fit = refit(self._module(node), order.stride, source, small)
+        try:
+            fit = refit(self._module(node), order.stride, source, small)
+        except UnreachableGridError as error:
+            error.node = node.name
+            raise
         self._set_module(node, fit.module)
         last = node
         if any(fit.crop):
