@@ -1,3 +1,8 @@
+import os
+
+# The tests run in several processes, one thread each; those they start must sum in the same order.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
-torch.set_num_threads(1)  # the tests run in several processes
+torch.set_num_threads(1)
