@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from redistill.trainers.distillation import Losses
 Batch = dict[str, Any]
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """Base of the classifier's and the denoiser's task.
 
     Its registered submodules are what is optimised and checkpointed: the network and the losses' helpers. A frozen
@@ -35,14 +36,14 @@ class Task(nn.Module):
     first_stage_epochs: int = 0
     skips_parameters: bool = False
 
+    @abstractmethod
     def forward(self, batch: Batch, epoch: float = 0.0, first_stage: bool = False) -> Losses:
         """Weighted scalar loss terms by name; their sum is minimised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """One value an item for each metric, [B]; their means over a set are reported."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, device: Any, *, channels_last: bool, compiled: bool) -> None:
         """Move everything to the device, the teacher too, before the first step."""
-        raise NotImplementedError

@@ -7,6 +7,7 @@ graphs, optimizers or processes, so each one is its paper's mathematics and litt
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -93,7 +94,7 @@ class TrainingSet:
     labels: Tensor | None = None
 
 
-class DistillationMethod(nn.Module):
+class DistillationMethod(nn.Module, ABC):
     """Base of every method. Options are keyword arguments of the constructor; shapes come later, with :meth:`build`.
 
     Class attributes:
@@ -111,9 +112,9 @@ class DistillationMethod(nn.Module):
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
         """Create helper parameters for the shapes of these example outputs, or say why the method cannot apply."""
 
+    @abstractmethod
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
         """The distillation losses of a batch, by place."""
-        raise NotImplementedError
 
     def initialise(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
         """The losses of the first stage; only two-stage methods have any."""
