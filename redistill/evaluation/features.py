@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,9 @@ from redistill.trainers.settings import (
 )
 from redistill.trainers.sources import open_source
 
-INCEPTION, DOMAIN = "inception-v3-compat", "redistill-domain"
+Kind = Literal["inception-v3-compat", "redistill-domain"]
+INCEPTION: Kind = "inception-v3-compat"
+DOMAIN: Kind = "redistill-domain"
 INCEPTION_FEATURES = 2048
 FILE = "extractor.safetensors"
 ROOT = Path("runs") / "extractors"
@@ -60,7 +63,7 @@ class Extractor:
         description: for people; `digest` is the SHA-256 of the file.
     """
 
-    kind: Literal["inception-v3-compat", "redistill-domain"]
+    kind: Kind
     path: Path
     features: int
     channels: int
@@ -165,7 +168,8 @@ def train_extractor(data: DataConfig, recipe: RecipeConfig, root: Path) -> Path:
         logger.info("training the feature extractor of %s into %s", data.name, folder)
         config = extractor_config(data, recipe)
         summary = train(config, folder, resume=folder.exists())
-        publish(folder, data, summary["last"]["test"]["top1"])
+        facts = {"data": data.name, "image_size": data.image_size, "top1": summary["last"]["test"]["top1"]}
+        save_network(folder / FILE, load_file(folder / "student" / "model.safetensors"), facts)
     return folder / FILE
 
 
@@ -182,8 +186,6 @@ def extractor_config(data: DataConfig, recipe: RecipeConfig) -> ClassifierConfig
     )
 
 
-def publish(folder: Path, data: DataConfig, top1: float) -> None:
-    """Write the classifier as one file that says what it is."""
-    facts = {"data": data.name, "image_size": data.image_size, "channels": data.channels, "top1": top1}
-    state = load_file(folder / "student" / "model.safetensors")
-    write_atomically(folder / FILE, save(state, {"extractor": json.dumps(facts)}))
+def save_network(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write a classifier as one file that says what it is: its data, image size and top-1."""
+    write_atomically(path, save(dict(state), {"extractor": json.dumps(dict(facts))}))

@@ -19,7 +19,7 @@ from redistill.wording import format_shape
 
 IMAGES_PER_FEATURE = 10
 """FID compares covariances of all features: with fewer images than this it tells more of their number than of them."""
-KID_SUBSET = 1000
+KID_SUBSET = 1000  # or half of the images, so that subsets differ
 NEIGHBOURS = 3
 
 
@@ -92,7 +92,7 @@ def score(generated: Tensor, reference: Tensor, extractor: Extractor, seed: int 
         fid=True,
         kid=True,
         prc=True,
-        kid_subset_size=min(KID_SUBSET, len(generated), len(reference)),
+        kid_subset_size=min(KID_SUBSET, len(generated) // 2, len(reference) // 2),
         prc_neighborhood=NEIGHBOURS,
         rng_seed=seed,
         cuda=torch.cuda.is_available(),

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from redistill.evaluation.errors import EvaluationError
 from redistill.trainers import seeding
-from redistill.trainers.data import plain_transform
+from redistill.trainers.data import ImageSet, plain_transform
 from redistill.trainers.settings import DataConfig
 from redistill.trainers.sources import Images, open_source
 
 Split = Literal["train", "test"]
-MANY = 2000  # from here on reading takes seconds and is shown
+PART, MANY = 500, 20_000  # images that are read at once; images from which on reading is shown
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def to_pixels(images: Tensor) -> Tensor:
 
 def read_images(images: Images, chosen: Tensor, config: DataConfig) -> Tensor:
     """Some images of a split as the networks see them, but in [-1, 1], float [N, C, H, W]."""
-    transform = plain_transform(replace(config, mean=(0.5,), std=(0.5,)))
-    indices = tqdm(
-        chosen.tolist(), desc="reading", unit="image", leave=False, disable=None if len(chosen) > MANY else True
-    )
-    return torch.stack([transform(images.get(index)) for index in indices])
+    shown = ImageSet(images, chosen, plain_transform(replace(config, mean=(0.5,), std=(0.5,))))
+    parts = torch.split(torch.arange(len(chosen)), PART)
+    quiet = None if len(chosen) >= MANY else True
+    bar = tqdm(parts, desc="reading", unit_scale=PART, unit="image", leave=False, disable=quiet)
+    return torch.stack([item["inputs"] for part in bar for item in shown.__getitems__(part.tolist())])
 
 
 def held_out(config: DataConfig, count: int) -> Tensor:

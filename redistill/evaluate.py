@@ -1,0 +1,69 @@
+"""``python -m redistill.evaluate``: how good a denoiser's images are, with all that the scores depend on."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from redistill.cli import check_writable, positive, run, write_json
+from redistill.evaluation.evaluating import Evaluation, EvaluationConfig, Evaluator, Judged
+from redistill.evaluation.generation import TrainedDenoiser
+from redistill.evaluation.report import render, to_json, write_grid
+from redistill.evaluation.subjects import Subject, open_subject
+from redistill.evaluation.timesteps import plot_errors
+from redistill.trainers.config import load, override, read
+
+DESCRIPTION = """Score a denoiser, or a folder of images, against real images.
+
+FID, KID, IS, precision and recall come from torch-fidelity; a denoiser's error by timestep and, for a student, SSIM and
+MSE to its teacher's images from the same noise are computed beside them. Each score is printed with the floor that
+real images reach against real ones, and with extractor, reference, sampler, steps, weights and seed."""
+
+EPILOG = """what is evaluated:
+  a run of redistill.trainers.denoiser (its student, or the teacher that it trained), best.pt or a checkpoint in it, a
+  student's folder, or a folder of PNG or JPEG images (then name the data set by --data)
+
+extractors:
+  without --extractor, a small classifier is trained on the data set (once; minutes) and its 64 features are used:
+  right for images that are no photographs, and comparable only with scores of the same extractor
+  FILE.pth           torch-fidelity's weights-inception-2015-12-05-6726825d.pth: the Inception of published scores
+  FILE.safetensors   a classifier that was trained so before
+
+examples:
+  python -m redistill.evaluate runs/fashion_mnist/ddpm -n 1000 --plot errors.png --grid images.png
+  python -m redistill.evaluate runs/cifar10/ddpm -n 50000 --extractor weights-inception-2015-12-05-6726825d.pth
+  python -m redistill.evaluate my_images --data cifar10 --set data.root=/data -n 10000 --json scores.json"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m redistill.evaluate",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subject", metavar="FOLDER", help="a run, a checkpoint, a student or images; see below")
+    group = parser.add_argument_group("the scores")
+    group.add_argument("--data", metavar="NAME", help="data set of the reference (default: the run's)")
+    group.add_argument("-n", "--images", type=positive, metavar="N", help="images to generate (default: 1000)")
+    group.add_argument("--reference", choices=("train", "test"), help="split of the reference (default: train)")
+    group.add_argument("--reference-size", type=positive, metavar="N", help="images of the reference (default: as -n)")
+    group.add_argument("--extractor", metavar="FILE", help="see below")
+    group.add_argument("--sampler", choices=("ddim", "ddpm"), help="default: ddim")
+    group.add_argument("--steps", type=positive, metavar="N", help="timesteps that are visited (default: 50)")
+    group.add_argument("--seed", type=int, help="of the initial noise (default: 0)")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="any setting, as data.root=/data"
+    )
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the scores, to a file or standard output")
+    group.add_argument("--plot", metavar="FILE.png", help="the error of the predicted noise by timestep")
+    group.add_argument("--grid", metavar="FILE.png", help="the first images, above those of the teacher")
+    return parser
