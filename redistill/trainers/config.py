@@ -146,7 +146,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
+    if origin in (dict, Mapping):
         opened = method_names(value) if isinstance(value, str) else value
         return {
             str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -244,15 +245,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """A whole classifier experiment. Further teachers, by name, are listened to by methods labelled `method@name`."""
+class ExperimentConfig:
+    """What every experiment says. Further teachers, by name, are listened to by methods labelled `method@name`."""
 
-    trainer: Literal["classifier"] = "classifier"
     data: DataConfig = DataConfig()
-    targets: TargetsConfig = TargetsConfig()
     teacher: TeacherConfig = TeacherConfig()
-    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherConfig] = field(default_factory=dict)
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
     recipe: RecipeConfig = RecipeConfig()
     run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ExperimentConfig):
+    """A whole classifier experiment."""
+
+    trainer: Literal["classifier"] = "classifier"
+    targets: TargetsConfig = TargetsConfig()
