@@ -6,18 +6,18 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from redistill.cli import check_writable, positive, run, write_json
-from redistill.evaluation.evaluating import Evaluation, EvaluationConfig, Evaluator, Judged
-from redistill.evaluation.generation import TrainedDenoiser
+from redistill.evaluation.evaluating import Evaluation, EvaluationConfig, Evaluator
+from redistill.evaluation.loading import open_denoiser, open_teacher
+from redistill.evaluation.pictures import read_folder
+from redistill.evaluation.places import Place, find
 from redistill.evaluation.report import render, to_json, write_grid
-from redistill.evaluation.subjects import Subject, open_subject
 from redistill.evaluation.timesteps import plot_errors
-from redistill.trainers.config import load, override, read
+from redistill.trainers.config import override, read
 
 DESCRIPTION = """Score a denoiser, or a folder of images, against real images.
 
@@ -52,7 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("subject", metavar="FOLDER", help="a run, a checkpoint, a student or images; see below")
     group = parser.add_argument_group("the scores")
     group.add_argument("--data", metavar="NAME", help="data set of the reference (default: the run's)")
-    group.add_argument("-n", "--images", type=positive, metavar="N", help="images to generate (default: 1000)")
+    group.add_argument(
+        "-n",
+        "--images",
+        type=positive,
+        metavar="N",
+        help="images to generate (default: 1000), or of a folder (default: all)",
+    )
     group.add_argument("--reference", choices=("train", "test"), help="split of the reference (default: train)")
     group.add_argument("--reference-size", type=positive, metavar="N", help="images of the reference (default: as -n)")
     group.add_argument("--extractor", metavar="FILE", help="see below")
@@ -67,3 +73,62 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--plot", metavar="FILE.png", help="the error of the predicted noise by timestep")
     group.add_argument("--grid", metavar="FILE.png", help="the first images, above those of the teacher")
     return parser
+
+
+def read_config(given: argparse.Namespace, place: Place) -> EvaluationConfig:
+    """The run's data and diffusion, changed by what is given."""
+    flags = {
+        "data.name": given.data,
+        "images": given.images,
+        "reference": given.reference,
+        "reference_size": given.reference_size,
+        "extractor": given.extractor,
+        "generation.sampler": given.sampler,
+        "generation.steps": given.steps,
+        "generation.seed": given.seed,
+    }
+    chosen = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    return read(EvaluationConfig, override(place.settings(), [*chosen, *given.set]))
+
+
+def evaluate(place: Place, config: EvaluationConfig) -> tuple[Evaluation, dict[str, Tensor]]:
+    """The scores of what is at a place, and the images: of itself, and of its teacher where it has one."""
+    if place.kind == "images":
+        pixels = read_folder(place.path, config.data, config.images)
+        evaluator = Evaluator(config, len(pixels))
+        return evaluator.conclude({"images": evaluator.judge_images(pixels, str(place.path))}), {"images": pixels}
+    evaluator = Evaluator(config)
+    denoiser, teacher = open_denoiser(place, config), open_teacher(place, config)
+    name = "denoiser" if teacher is None else "student"
+    if teacher is None:
+        images = {name: evaluator.generate(denoiser, name)}
+        return evaluator.conclude({name: evaluator.judge(denoiser, images[name])}), images
+    images = {"student": evaluator.generate(denoiser, name), "teacher": evaluator.generate(teacher, "teacher")}
+    judged = {
+        "student": evaluator.judge(denoiser, images["student"], images["teacher"]),
+        "teacher": evaluator.judge(teacher, images["teacher"]),
+    }
+    return evaluator.conclude(judged), images
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    given = build_parser().parse_args(arguments)
+    check_writable(given.json, given.plot, given.grid)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("redistill").setLevel(logging.INFO)
+    place = find(Path(given.subject))
+    evaluation, images = evaluate(place, read_config(given, place))
+    if given.plot:
+        plot_errors({name: judged.errors for name, judged in evaluation.judged.items()}, given.plot)
+    if given.grid:
+        write_grid(images, given.grid)
+    if given.json:
+        write_json(to_json(evaluation), given.json)
+    if given.json != "-":
+        sys.stdout.write(render(evaluation) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -8,13 +8,16 @@ from functools import cached_property
 from torch import Tensor
 
 from redistill.errors import ConfigError
-from redistill.evaluation.features import RECIPE, Extractor, open_extractor
+from redistill.evaluation.features import RECIPE, expected_features, open_extractor
 from redistill.evaluation.fidelity import Fidelity, check_count, score
-from redistill.evaluation.generation import SamplingConfig, TrainedDenoiser, generate
-from redistill.evaluation.real import RealImages, Split, held_out, open_real
+from redistill.evaluation.generation import GenerationConfig, TrainedDenoiser, generate
+from redistill.evaluation.real import Split, held_out, open_real
 from redistill.evaluation.similarity import mse, ssim
 from redistill.evaluation.timesteps import TimestepError, error_by_timestep
+from redistill.trainers.denoiser_settings import DiffusionConfig
 from redistill.trainers.settings import DataConfig, RecipeConfig
+
+IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class EvaluationConfig:
 
     Attributes:
         data: the data set of the reference, as the denoiser saw it.
-        images: generated images.
+        diffusion: the noise that the denoiser was trained with, and what it predicts.
+        images: how many are generated, or read from a folder; by default 1000, or all that are there.
         reference: the split that the reference is drawn from, of `reference_size` images (by default as many).
         extractor: a file, see :func:`redistill.evaluation.features.open_extractor`.
         recipe: how a classifier is trained where there is no file.
@@ -31,19 +35,21 @@ class EvaluationConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    images: int = 1000
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    images: int | None = None
     reference: Split = "train"
     reference_size: int | None = None
     extractor: str | None = None
     recipe: RecipeConfig = RECIPE
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     points: int = 20
     held_out: int = 256
 
     def __post_init__(self) -> None:
         for name, least in (("images", 1), ("held_out", 1), ("points", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be {least} or more")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value}: must be {least} or more")
 
 
 @dataclass(frozen=True)
@@ -86,20 +92,19 @@ class Evaluation:
 class Evaluator:
     """Judges images and denoisers by one configuration; what they share is computed once.
 
+    Args:
+        config: the configuration.
+        images: how many there are to judge, where that is known.
+
     Raises:
-        RedistillError: nothing that would mislead is computed: see the parts.
+        RedistillError: at once, before anything is trained or generated, what cannot be scored or would mislead.
     """
 
-    def __init__(self, config: EvaluationConfig) -> None:
-        self.config = config
-        self.extractor: Extractor = open_extractor(config.extractor, config.data, config.recipe)
-        check_count(config.images, self.extractor)
-
-    @cached_property
-    def real(self) -> RealImages:
-        """The reference, and the images of the floor."""
-        config = self.config
-        return open_real(config.data, config.reference, config.images, config.reference_size)
+    def __init__(self, config: EvaluationConfig, images: int | None = None) -> None:
+        self.config, self.images = config, images or config.images or IMAGES
+        check_count(self.images, expected_features(config.extractor))
+        self.real = open_real(config.data, config.reference, self.images, config.reference_size)
+        self.extractor = open_extractor(config.extractor, config.data, config.recipe)
 
     @cached_property
     def floor(self) -> Fidelity:
@@ -117,14 +122,14 @@ class Evaluator:
 
     def generate(self, denoiser: TrainedDenoiser, name: str = "sampling") -> Tensor:
         """A denoiser's images, uint8 [N, C, H, W]."""
-        return generate(denoiser, self.config.images, self.config.sampling, name)
+        return generate(denoiser, self.images, self.config.generation, name)
 
     def judge(self, denoiser: TrainedDenoiser, pixels: Tensor, of_teacher: Tensor | None = None) -> Judged:
         """A denoiser by its images, and by the teacher's from the same noise where there is one."""
         points = self.config.points
         return Judged(
             denoiser.description,
-            str(self.config.sampling),
+            str(self.config.generation),
             score(pixels, self.real.reference, self.extractor),
             None if of_teacher is None else ssim(pixels, of_teacher).mean().item(),
             None if of_teacher is None else mse(pixels, of_teacher).mean().item(),

@@ -127,6 +127,11 @@ def open_extractor(file: str | None, data: DataConfig, recipe: RecipeConfig = RE
     return read_domain(path) if path.suffix == ".safetensors" else read_inception(path)
 
 
+def expected_features(file: str | None) -> int:
+    """The number of features that the extractor of a file will have."""
+    return FEATURES if file is None or Path(file).suffix == ".safetensors" else INCEPTION_FEATURES
+
+
 def read_inception(path: Path) -> Extractor:
     """Inception, if the file holds its weights and nothing that would run when it is opened."""
     try:

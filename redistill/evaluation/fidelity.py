@@ -15,6 +15,7 @@ from torch_fidelity import calculate_metrics
 
 from redistill.evaluation.errors import EvaluationError
 from redistill.evaluation.features import Extractor
+from redistill.evaluation.network import FEATURES
 from redistill.wording import format_shape
 
 IMAGES_PER_FEATURE = 10
@@ -58,18 +59,20 @@ class PixelSet(Dataset[Tensor]):
         return self.pixels[index]
 
 
-def check_count(images: int, extractor: Extractor) -> None:
+def check_count(images: int, features: int) -> None:
     """Refuse a number of images that gives no meaningful distance.
 
     Raises:
         EvaluationError: fewer than ten for each feature.
     """
-    needed = IMAGES_PER_FEATURE * extractor.features
+    needed = IMAGES_PER_FEATURE * features
     if images < needed:
-        smaller = "" if extractor.features <= 64 else ", or leave --extractor out to use a classifier with 64 features"
+        smaller = (
+            "" if features <= FEATURES else f", or leave --extractor out to use a classifier of {FEATURES} features"
+        )
         raise EvaluationError(
-            f"{images} images are too few for the {extractor.features} features of {extractor.description}: "
-            f"give {needed} or more (-n {needed}){smaller}"
+            f"{images} images are too few for an extractor of {features} features: their covariances would tell more of "
+            f"the number of images than of the images; give {needed} or more (-n {needed}){smaller}"
         )
 
 
@@ -82,7 +85,7 @@ def score(generated: Tensor, reference: Tensor, extractor: Extractor, seed: int 
         EvaluationError: too few images, or shapes and types that do not fit.
     """
     for pixels in (generated, reference):
-        check_count(len(pixels), extractor)
+        check_count(len(pixels), extractor.features)
     metrics = calculate_metrics(
         input1=PixelSet(_fitted(generated, reference, extractor)),
         input2=PixelSet(_fitted(reference, generated, extractor)),

@@ -17,7 +17,7 @@ from redistill.trainers import seeding
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class GenerationConfig:
     """How images are made.
 
     Attributes:
@@ -36,7 +36,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"sampling.{name}={getattr(self, name)}: must be 1 or more")
+                raise ConfigError(f"generation.{name}={getattr(self, name)}: must be 1 or more")
 
     def __str__(self) -> str:
         guided = f", guidance {self.guidance:g}" if self.guidance else ""
@@ -62,7 +62,7 @@ class TrainedDenoiser:
     classes: int = 0
 
 
-def generate(denoiser: TrainedDenoiser, count: int, config: SamplingConfig, name: str = "sampling") -> Tensor:
+def generate(denoiser: TrainedDenoiser, count: int, config: GenerationConfig, name: str = "sampling") -> Tensor:
     """Images as uint8, [count, C, H, W]; a conditional network takes all classes in turn."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = denoiser.network.to(device).eval()
@@ -90,7 +90,7 @@ def initial_noise(shape: tuple[int, ...], seed: int, index: int) -> Tensor:
     return torch.randn(shape, generator=seeding.generator(seed, "noise", index))
 
 
-def _conditions(denoiser: TrainedDenoiser, indices: Tensor, config: SamplingConfig) -> dict[str, Any]:
+def _conditions(denoiser: TrainedDenoiser, indices: Tensor, config: GenerationConfig) -> dict[str, Any]:
     if not denoiser.classes:
         return {}
     return {"labels": indices % denoiser.classes, "guidance": config.guidance, "null_label": denoiser.classes}

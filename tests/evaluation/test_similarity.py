@@ -36,7 +36,9 @@ def by_the_equation(x, y):
 
 def test_ssim_is_that_of_the_equation(pairs):
     first, second = (images.double().numpy() for images in pairs)
-    expected = [np.mean([by_the_equation(x, y) for x, y in zip(a, b, strict=True)]) for a, b in zip(first, second, strict=True)]
+    expected = [
+        np.mean([by_the_equation(x, y) for x, y in zip(a, b, strict=True)]) for a, b in zip(first, second, strict=True)
+    ]
     assert ssim(*pairs).tolist() == pytest.approx(expected, abs=1e-9)
 
 
