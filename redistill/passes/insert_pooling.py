@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.memory.recording import ShapeInterpreter
-from redistill.passes.geometry import Pair, UnreachableGridError, refit
+from redistill.passes.geometry import Pair, UnreachableGridError, refit, widen
 
 RESTRIDE = "restride"
 
@@ -26,8 +26,10 @@ RESTRIDE = "restride"
 class Restride:
     """What a plan asks of an operation: the stride (input side over output side) and the grid of its output.
 
-    With ``enlarge`` the operation runs at stride 1 and its output is enlarged so many times: the tail of a denoiser or
-    segmenter, which must return to the teacher's grid.
+    With ``enlarge`` a convolution runs at stride 1 and its output is enlarged so many times: the tail of a denoiser or
+    segmenter, which must return to the teacher's grid. It gets ``enlarge ** 2`` times its channels, which a pixel
+    shuffle lays out in space (Shi et al. 2016, arXiv 1609.05158): no more memory than the output needs, and unlike
+    plain upsampling able to fill in detail. At first the copies of a channel are equal, which is nearest upsampling.
     """
 
     stride: Fraction
@@ -95,14 +97,16 @@ class _Rewriter(ShapeInterpreter):
         except UnreachableGridError as error:
             error.node = node.name
             raise
-        self._set_module(node, fit.module)
+        with unset_fake_temporarily():  # new weights are real ones
+            module = fit.module if order.enlarge == 1 else widen(fit.module, order.enlarge**2)
+        self._set_module(node, module)
         last = node
         if any(fit.crop):
             index: Any = (..., *(slice(None, -c or None) for c in fit.crop))
             last = self._append(last, lambda graph: graph.call_function(getitem, (node, index)))
         if order.enlarge > 1:
             path = self._free_path(f"{node.name}_upsampling")
-            self.graph_module.add_submodule(path, nn.Upsample(scale_factor=float(order.enlarge), mode="nearest"))
+            self.graph_module.add_submodule(path, nn.PixelShuffle(order.enlarge))
             self._append(last, lambda graph: graph.call_module(path, (last,)))
 
     def _module(self, node: Node) -> nn.Module:

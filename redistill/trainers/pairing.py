@@ -17,9 +17,18 @@ BEFORE_ACTIVATION = "preactivation:"
 
 
 def is_architecture_of(student: Student, teacher: nn.Module) -> bool:
-    """Whether the student was made of such a teacher: every weight of the teacher has its like in the student."""
+    """Whether the student was made of such a teacher: every weight of the teacher has its like in the student.
+
+    A tail that enlarges its output has a multiple of the teacher's channels.
+    """
     own = student.state_dict()
-    return all(name in own and own[name].shape == value.shape for name, value in teacher.state_dict().items())
+    return all(name in own and _is_like(own[name], value) for name, value in teacher.state_dict().items())
+
+
+def _is_like(weight: Tensor, origin: Tensor) -> bool:
+    if weight.dim() != origin.dim() or weight.shape[1:] != origin.shape[1:]:
+        return False
+    return weight.shape == origin.shape or weight.shape[0] % origin.shape[0] == 0
 
 
 def pair_by_grid(student: Student, teacher: nn.Module, features: Mapping[str, str], output: bool) -> GraphModule:

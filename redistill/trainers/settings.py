@@ -43,6 +43,7 @@ class ScheduleConfig:
 
     Attributes:
         warmup: epochs of linear rise from 0 before the schedule.
+        warmup_steps: optimizer steps of that rise, instead of epochs.
         milestones: epochs after which `step` multiplies by gamma.
         floor: the factor at which `cosine` ends.
         rise: the share of the run in which `one_cycle` rises.
@@ -50,6 +51,7 @@ class ScheduleConfig:
 
     name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
     warmup: float = 0.0
+    warmup_steps: int | None = None
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     floor: float = 0.0
@@ -219,7 +221,8 @@ class RunConfig:
         deterministic: torch's deterministic algorithms.
         sync_batchnorm: share batch-norm statistics between processes.
         log_every: steps between log lines; also how often losses are checked for NaN.
-        checkpoint_every: steps between checkpoints besides the one after each epoch.
+        checkpoint_every: steps between checkpoints besides the one after an epoch.
+        save_every: epochs between checkpoints; the last epoch is always saved.
         keep: checkpoints that are kept, 2 or more.
         validate_every: epochs between validations; the last epoch is always validated.
         brief: at the end measure the last weights alone, neither the best validated ones nor the teacher.
@@ -234,12 +237,13 @@ class RunConfig:
     sync_batchnorm: bool = True
     log_every: int = 10
     checkpoint_every: int | None = None
+    save_every: int = 1
     keep: int = 2
     validate_every: int = 1
     brief: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "validate_every"):
+        for name in ("log_every", "validate_every", "save_every"):
             _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)}: must be 1 or more")
         _require(self.keep >= 2, f"run.keep={self.keep}: must be 2 or more, so that one checkpoint is always whole")
 
