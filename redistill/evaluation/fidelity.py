@@ -71,8 +71,8 @@ def check_count(images: int, features: int) -> None:
             "" if features <= FEATURES else f", or leave --extractor out to use a classifier of {FEATURES} features"
         )
         raise EvaluationError(
-            f"{images} images are too few for an extractor of {features} features: their covariances would tell more of "
-            f"the number of images than of the images; give {needed} or more (-n {needed}){smaller}"
+            f"{images} images are too few for an extractor of {features} features: their covariances would tell more "
+            f"of the number of images than of the images; give {needed} or more (-n {needed}){smaller}"
         )
 
 

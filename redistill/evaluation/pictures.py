@@ -1,7 +1,8 @@
-"""Images as files: a folder of them to be scored."""
+"""Images as files: a folder of them to be scored, and strips of those that were generated."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from redistill.evaluation.errors import EvaluationError
 from redistill.evaluation.places import SUFFIXES
+from redistill.report.files import write_atomically
 from redistill.trainers.settings import DataConfig
 from redistill.wording import format_shape
 
+TILES = 12
 GREY = ("1", "L", "I", "F", "I;16")
 
 
@@ -46,3 +49,18 @@ def read_picture(file: Path, data: DataConfig) -> Tensor:
     if len(planes) > data.channels:
         raise EvaluationError(f"{file} is a colour image and the reference is grey; --set data.channels=3")
     return planes.expand(data.channels, -1, -1).contiguous()
+
+
+def write_strip(images: Tensor, path: Path) -> None:
+    """Write the first images, uint8 [N, C, H, W], side by side as a PNG, without loss."""
+    strip = torch.cat(list(images[:TILES]), dim=2).permute(1, 2, 0).squeeze(2)
+    buffer = io.BytesIO()
+    Image.fromarray(strip.numpy()).save(buffer, "png")
+    write_atomically(path, buffer.getvalue())
+
+
+def read_strip(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """The images of a strip, uint8 [N, C, H, W]."""
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.array(image)).reshape(shape[1], -1, shape[2], shape[0])
+    return pixels.permute(1, 3, 0, 2)

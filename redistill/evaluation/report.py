@@ -13,27 +13,34 @@ from torchvision.utils import make_grid
 
 from redistill.evaluation.evaluating import Evaluation, Judged
 from redistill.evaluation.fidelity import Fidelity
+from redistill.evaluation.pictures import TILES
 from redistill.report.files import write_atomically
 from redistill.trainers.record import table
 
 HEADS = ("FID", "KID x1000", "IS", "precision", "recall", "SSIM", "MSE x1000")
 FLOOR = "real"
-TILES = 12
 
 
 def render(evaluation: Evaluation) -> str:
     """The table, and below it all that the scores depend on."""
-    rows = [("", *HEADS)]
+    rows: list[tuple[str, ...]] = [("", *HEADS)]
     rows += [(name, *cells(judged.fidelity, judged)) for name, judged in evaluation.judged.items()]
     rows.append((FLOOR, *cells(evaluation.floor)))
     sources = [f"{name}: {_source(judged)}" for name, judged in evaluation.judged.items()]
     notes = [
         *sources,
-        f"{FLOOR}: the floor, {evaluation.floor_description}",
-        f"reference: {evaluation.reference}",
-        f"extractor: {evaluation.extractor}, sha256 {evaluation.extractor_digest[:8]}",
+        *describe_reference(to_json(evaluation)),
     ]
     return "\n".join([table(rows), "", *notes])
+
+
+def describe_reference(data: Mapping[str, Any]) -> list[str]:
+    """What an evaluation's scores were computed with, from its JSON."""
+    return [
+        f"{FLOOR}: the floor, {data['floor_description']}",
+        f"reference: {data['reference']}",
+        f"extractor: {data['extractor']}, sha256 {data['extractor_digest'][:8]}",
+    ]
 
 
 def cells(fidelity: Fidelity, judged: Judged | None = None) -> tuple[str, ...]:
