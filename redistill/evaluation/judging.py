@@ -15,7 +15,7 @@ from redistill.evaluation.generation import TrainedDenoiser
 from redistill.evaluation.loading import make_denoiser, open_denoiser
 from redistill.evaluation.pictures import read_strip, write_strip
 from redistill.evaluation.places import Place, averaging, open_run
-from redistill.evaluation.report import FLOOR, describe_reference, to_json, write_grid
+from redistill.evaluation.report import COLUMNS, FLOOR, cells, describe_reference, list_scores, to_json, write_grid
 from redistill.evaluation.timesteps import TimestepError, plot_errors
 from redistill.evidence.table import Table
 from redistill.trainers.acceleration import processes
@@ -28,14 +28,6 @@ from redistill.trainers.teachers import obtain_teacher
 
 REFERENCE = "the teacher"
 FILE, STRIP = "evaluation.json", "images.png"
-COLUMNS = {  # name of the score, its unit, digits
-    "fid": ("FID", 1, 3),
-    "kid": ("KID x1000", 1000, 2),
-    "precision": ("precision", 1, 3),
-    "recall": ("recall", 1, 3),
-    "ssim": ("SSIM", 1, 3),
-    "mse": ("MSE x1000", 1000, 1),
-}
 
 
 class ImageJudge(Judge):
@@ -68,51 +60,50 @@ class ImageJudge(Judge):
 
     def score(self, row: Row, seed: int) -> Scores:
         """Fidelity, and nearness to the teacher's images."""
-        evaluator = self.evaluator  # before anything is trained: it finds what cannot be scored
+        _ = self.evaluator  # before anything is trained: it finds what cannot be scored
+        place = self.place(row, seed)
         if row == self.reference:
-            place, denoiser = self.place(row, seed), self.teacher
-            weights = Path(self.common.teacher.weights or "")
+            denoiser, weights = self.teacher, self.teacher_weights
         else:
-            place = self.finish(row, seed)
-            denoiser = open_denoiser(Place(place, "run", open_run(place)), self.evaluation)
-            weights = place / "student" / "weights.safetensors"
-        key = {"weights": checksum(weights), "settings": resolved(self.evaluation)}
-        if processes().is_main_process and self._stored(place).get("key") != key:
-            of_teacher = self.images_of_teacher
-            is_teacher = row == self.reference
-            images = of_teacher if is_teacher else evaluator.generate(denoiser, row.name)
-            judged = evaluator.judge(denoiser, images, None if is_teacher else of_teacher)
-            self._store(place, images, {"key": key, **to_json(evaluator.conclude({"denoiser": judged}))})
+            run = open_run(self.finish(row, seed))
+            denoiser, weights = open_denoiser(Place(place, "run", run), self.evaluation), run.weights
+        if processes().is_main_process:
+            self._evaluate(denoiser, place, self._key(weights), is_teacher=row == self.reference)
         processes().wait_for_everyone()
-        judged = self._stored(place)["judged"]["denoiser"]
-        near = {name: judged[name] for name in ("ssim", "mse") if judged[name] is not None}
-        return {**judged["fidelity"], **near}
+        return list_scores(self._stored(place)["judged"]["denoiser"])
 
     def render(self, results: Sequence[Result]) -> str:
         """The table, with what the scores depend on below it."""
-        first = self._stored(self.place(results[0].row, self.config.seeds[0]))
         table = Table(("plan", "start", "methods", *(head for head, _, _ in COLUMNS.values())))
         for result in results:
-            row = result.row
-            table.add(row.plan, row.start, row.methods, *(_cell(result, name) for name in COLUMNS))
-        floor = Result(Row("", "", "real images", ()), (first["floor"],))
-        table.add("", "", f"real images ({FLOOR})", *(_cell(floor, name) for name in COLUMNS))
-        table.notes += [first["judged"]["denoiser"]["sampling"], *describe_reference(first)]
+            row, names = result.row, result.scores[0].keys()
+            spreads = {name: result.spread(name) for name in names} if len(result.scores) > 1 else None
+            table.add(row.plan, row.start, row.methods, *cells({name: result.mean(name) for name in names}, spreads))
+        first = self._stored(self.place(results[0].row, self.config.seeds[0]))
+        table.add("", "", f"{FLOOR} images", *cells(first["floor"]))
         seeds = ", ".join(map(str, self.config.seeds))
-        table.notes.append(
-            f"mean ± sample standard deviation over training seeds {seeds}; SSIM and MSE to the teacher's"
-        )
+        table.notes += [
+            f"images: {self.evaluator.images} of each, {first['judged']['denoiser']['sampling']}; SSIM and MSE to the "
+            f"teacher's from the same noise; mean ± sample standard deviation over training seeds {seeds}",
+            *describe_reference(first),
+        ]
         return str(table)
 
     def draw(self, results: Sequence[Result]) -> None:
         """The first images of each row, and the error of the predicted noise by timestep."""
-        seed, shape = self.config.seeds[0], self.teacher.shape
+        data, seed = self.evaluation.data, self.config.seeds[0]
+        shape = (data.channels, data.image_size, data.image_size)
         places = {_name(result.row): self.place(result.row, seed) for result in results}
         strips = {name: read_strip(place / STRIP, shape) for name, place in places.items()}
-        write_grid({"real": self.evaluator.real.reference, **strips}, self.folder / "images.png")
+        write_grid({FLOOR: self.evaluator.real.reference, **strips}, self.folder / "images.png")
         stored = {name: self._stored(place)["judged"]["denoiser"]["errors"] for name, place in places.items()}
         curves = {name: [TimestepError(**point) for point in points] for name, points in stored.items()}
         plot_errors(curves, self.folder / "errors.png")
+
+    @property
+    def teacher_weights(self) -> Path:
+        """The file that all runs share."""
+        return Path(self.common.teacher.weights or "")
 
     @cached_property
     def teacher(self) -> TrainedDenoiser:
@@ -127,7 +118,23 @@ class ImageJudge(Judge):
         """From the noise that all start from."""
         return self.evaluator.generate(self.teacher, REFERENCE)
 
-    def _store(self, place: Path, images: Tensor, data: dict[str, Any]) -> None:
+    def _key(self, weights: Path) -> dict[str, Any]:
+        """All that an evaluation is a function of; files and images by their content."""
+        return {
+            "weights": checksum(weights),
+            "teacher": checksum(self.teacher_weights),
+            "extractor": self.evaluator.extractor.digest,
+            "reference": self.evaluator.real.digest,
+            "settings": resolved(self.evaluation),
+        }
+
+    def _evaluate(self, denoiser: TrainedDenoiser, place: Path, key: dict[str, Any], *, is_teacher: bool) -> None:
+        if self._stored(place).get("key") == key:
+            return
+        of_teacher = self.images_of_teacher
+        images = of_teacher if is_teacher else self.evaluator.generate(denoiser, place.parent.name)
+        judged = self.evaluator.judge(denoiser, images, None if is_teacher else of_teacher)
+        data = {"key": key, **to_json(self.evaluator.conclude({"denoiser": judged}))}
         place.mkdir(parents=True, exist_ok=True)
         write_strip(images, place / STRIP)
         write_atomically(place / FILE, json.dumps(data, indent=1).encode())
@@ -140,11 +147,3 @@ class ImageJudge(Judge):
 
 def _name(row: Row) -> str:
     return " ".join(filter(None, (row.plan, row.methods)))
-
-
-def _cell(result: Result, name: str) -> str:
-    if name not in result.scores[0]:
-        return ""
-    _, unit, digits = COLUMNS[name]
-    mean, spread = unit * result.mean(name), unit * result.spread(name)
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(result.scores) > 1 else "")

@@ -71,12 +71,11 @@ def load_delivered(run: Run) -> nn.Module:
     folder, spec = run.folder / "student", run.config.teacher.model
     if (folder / RECIPE).is_file():
         return load_student(folder, load_model(run.config.student.model or spec, "random"))
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
+    if not run.weights.is_file():
         raise EvaluationError(
             f"{run.folder} is not finished; continue it with --resume, or give its {run.folder}/best.pt"
         )
-    return load_model(spec, weights)
+    return load_model(spec, run.weights)
 
 
 def build_network(run: Run) -> nn.Module:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import yaml
 
+from redistill import recipe
 from redistill.evaluation.errors import EvaluationError
-from redistill.recipe import RECIPE
 from redistill.trainers.config import read
 from redistill.trainers.denoiser_settings import DenoiserConfig
 from redistill.trainers.loop import BEST
@@ -26,6 +26,12 @@ class Run:
     folder: Path
     config: DenoiserConfig
     raw: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """The file of the finished network's weights."""
+        student = self.folder / "student"
+        return student / (recipe.WEIGHTS if (student / recipe.RECIPE).is_file() else "model.safetensors")
 
     @property
     def rewrites(self) -> bool:
@@ -61,7 +67,7 @@ def find(path: Path) -> Place:
     """
     if not path.exists():
         raise EvaluationError(f"there is no {path}; give a run, a checkpoint, a student's folder or a folder of images")
-    if (path / RECIPE).is_file():
+    if (path / recipe.RECIPE).is_file():
         run = open_run(path.parent) if (path.parent / "config.yaml").is_file() else None
         return Place(path, "student", run)
     if path.name == BEST:

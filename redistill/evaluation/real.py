@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -34,6 +36,11 @@ class RealImages:
     floor: tuple[Tensor, Tensor]
     description: str
     floor_description: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the reference's pixels."""
+        return hashlib.sha256(self.reference.numpy().tobytes()).hexdigest()
 
 
 def to_pixels(images: Tensor) -> Tensor:

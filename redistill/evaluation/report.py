@@ -12,26 +12,46 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from redistill.evaluation.evaluating import Evaluation, Judged
-from redistill.evaluation.fidelity import Fidelity
 from redistill.evaluation.pictures import TILES
 from redistill.report.files import write_atomically
 from redistill.trainers.record import table
 
-HEADS = ("FID", "KID x1000", "IS", "precision", "recall", "SSIM", "MSE x1000")
 FLOOR = "real"
+COLUMNS = {
+    "fid": ("FID", 1, 3),
+    "kid": ("KID x1000", 1000, 2),
+    "inception_score": ("IS", 1, 2),
+    "precision": ("precision", 1, 3),
+    "recall": ("recall", 1, 3),
+    "ssim": ("SSIM", 1, 3),
+    "mse": ("MSE x1000", 1000, 1),
+}
+"""By the name of a score: how it is headed, multiplied and rounded."""
 
 
 def render(evaluation: Evaluation) -> str:
     """The table, and below it all that the scores depend on."""
-    rows: list[tuple[str, ...]] = [("", *HEADS)]
-    rows += [(name, *cells(judged.fidelity, judged)) for name, judged in evaluation.judged.items()]
-    rows.append((FLOOR, *cells(evaluation.floor)))
-    sources = [f"{name}: {_source(judged)}" for name, judged in evaluation.judged.items()]
-    notes = [
-        *sources,
-        *describe_reference(to_json(evaluation)),
-    ]
-    return "\n".join([table(rows), "", *notes])
+    rows: list[tuple[str, ...]] = [("", *(head for head, _, _ in COLUMNS.values()))]
+    for name, judged in evaluation.judged.items():
+        rows.append((name, *cells(list_scores(asdict(judged)))))
+    rows.append((FLOOR, *cells(asdict(evaluation.floor))))
+    sources = [f"{name}: {_describe(judged)}" for name, judged in evaluation.judged.items()]
+    return "\n".join([table(rows), "", *sources, *describe_reference(to_json(evaluation))])
+
+
+def list_scores(judged: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a judged set, from its JSON, by name."""
+    near = {name: judged[name] for name in ("ssim", "mse") if judged[name] is not None}
+    return {**judged["fidelity"], **near}
+
+
+def cells(scores: Mapping[str, float], spreads: Mapping[str, float] | None = None) -> list[str]:
+    """Each column's score, empty where there is none; with its spread where one is given."""
+    shown = []
+    for name, (_, unit, digits) in COLUMNS.items():
+        text = f"{unit * scores[name]:.{digits}f}" if name in scores else ""
+        shown.append(text + (f" ± {unit * spreads[name]:.{digits}f}" if text and spreads and name in spreads else ""))
+    return shown
 
 
 def describe_reference(data: Mapping[str, Any]) -> list[str]:
@@ -41,17 +61,6 @@ def describe_reference(data: Mapping[str, Any]) -> list[str]:
         f"reference: {data['reference']}",
         f"extractor: {data['extractor']}, sha256 {data['extractor_digest'][:8]}",
     ]
-
-
-def cells(fidelity: Fidelity, judged: Judged | None = None) -> tuple[str, ...]:
-    """The scores in the order of ``HEADS``."""
-    f = fidelity
-    kid = f"{1000 * f.kid:.2f} ± {1000 * f.kid_spread:.2f}"
-    near = (None, None) if judged is None else (judged.ssim, judged.mse and 1000 * judged.mse)
-    return (
-        f"{f.fid:.3f}", kid, f"{f.inception_score:.2f}", f"{f.precision:.3f}", f"{f.recall:.3f}",
-        *("" if value is None else f"{value:.3f}" for value in near),
-    )  # fmt: skip
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -82,6 +91,6 @@ def write_grid(samples: Mapping[str, Tensor], path: str | os.PathLike[str]) -> N
     write_atomically(path, buffer.getvalue())
 
 
-def _source(judged: Judged) -> str:
+def _describe(judged: Judged) -> str:
     count = f"{judged.fidelity.images} images"
     return ", ".join(filter(None, (judged.description, count, judged.sampling)))

@@ -61,7 +61,7 @@ class Row:
     @property
     def name(self) -> str:
         """A folder's name."""
-        return "-".join((self.plan, self.start, self.methods)).replace(" ", "_").replace("/", "_")
+        return "-".join(filter(None, (self.plan, self.start, self.methods))).replace(" ", "_").replace("/", "_")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_teacher_students_and_floor_in_one_table(comparison, tmp_path, capsys, m
     assert main(["--config", str(comparison), "--folder", str(folder), *settings]) == 0
     table = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-    assert [line[2] for line in lines[2:]] == ["the teacher", "none", "red+mse", "real images (floor)"]
+    assert [line[2] for line in lines[2:]] == ["the teacher", "none", "red+mse", "real images"]
     scores = dict(zip(lines[0], lines[3], strict=True))
     assert "±" in scores["FID"]
     assert -1 < float(scores["SSIM"].split(" ± ")[0]) < 1
