@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from operator import getitem
@@ -55,7 +57,7 @@ class InsertPoolingPass(PassBase):
         if not any(RESTRIDE in node.meta for node in graph_module.graph.nodes):
             return PassResult(graph_module, False)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.no_grad(), mode:
+        with torch.no_grad(), _quiet(), mode:
             inputs = [
                 torch.empty(n.meta["shape"], dtype=n.meta.get("dtype"))
                 for n in graph_module.graph.find_nodes(op="placeholder")
@@ -64,6 +66,18 @@ class InsertPoolingPass(PassBase):
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
         return PassResult(graph_module, True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log what fails, which our own errors say in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Rewriter(ShapeInterpreter):
@@ -84,7 +98,10 @@ class _Rewriter(ShapeInterpreter):
             return super().run_node(n)
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            raise PlanError(f"the rewritten graph does not fit together at {n.name} ({n.target}): {reason}") from error
+            raise PlanError(
+                f"the rewritten graph does not fit together at {n.name} ({n.target}): {reason}; choose pooling factors "
+                "that divide its grids, or an input whose sides they divide"
+            ) from error
 
     def _rewrite(self, node: Node, order: Restride) -> None:
         if node.op == "call_function" or isinstance(self._module(node), nn.Upsample):

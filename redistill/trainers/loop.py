@@ -157,7 +157,7 @@ class Loop:
         if step >= self.total or epoch % self.run_config.validate_every == 0:
             self._validate()
         self.progress.ended = step
-        if step >= self.total or epoch % self.run_config.save_every == 0:
+        if step >= self.total or epoch % (self.run_config.save_every or 1) == 0:
             self._checkpoint()
 
     def _train_on(self, batch: Batch, part: int) -> None:

@@ -16,6 +16,8 @@ from torchvision.utils import save_image
 from redistill.trainers.checkpoint import write_atomically
 
 Entry = dict[str, Any]
+VISIBLE = 64
+"""Pixels from which on an image is seen well."""
 
 
 class Record:
@@ -72,9 +74,10 @@ def draw_curves(entries: Sequence[Entry], path: Path) -> None:
 
 
 def render_grid(images: Tensor) -> bytes:
-    """Images [N, C, H, W] in [0, 1] as a PNG, in rows that are about as many as they are long."""
-    buffer = io.BytesIO()
-    save_image(images.cpu(), buffer, format="png", nrow=math.ceil(math.sqrt(len(images))))
+    """Images [N, C, H, W] in [0, 1] as a PNG, in rows that are about as many as they are long; small ones enlarged."""
+    buffer, times = io.BytesIO(), max(1, VISIBLE // images.shape[-1])
+    images = images.cpu().repeat_interleave(times, 2).repeat_interleave(times, 3)
+    save_image(images, buffer, format="png", nrow=math.ceil(math.sqrt(len(images))))
     return buffer.getvalue()
 
 

@@ -112,6 +112,7 @@ class DataConfig:
         image_size: height and width in pixels.
         test_resize: the side to which test images are resized before the central crop of image_size.
         channels: 3 repeats grey images; 1 keeps them.
+        attribute: for celeba, the attribute that divides the faces into two classes; one class without it.
         strong: augmentation of a second view of each training image, learnt beside the first (MLLD's recipe).
         validation: share of the training set put aside for validation, class by class.
         train_limit: use only so many training images, class by class.
@@ -123,6 +124,7 @@ class DataConfig:
     image_size: int = 32
     test_resize: int | None = None
     channels: int = 3
+    attribute: str | None = None
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -177,7 +179,8 @@ class StudentConfig:
         folder: a saved student instead of either.
         model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
         weights: a state dict of that architecture.
-        taps: where RED blocks stand: "auto", "none" or a file of places; by default automatic where `red` is a method.
+        taps: where RED blocks stand: "auto", "none" or a file of places, packaged or your own; by default automatic
+            where `red` is a method.
         start: from the teacher's weights or from scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
@@ -222,7 +225,7 @@ class RunConfig:
         sync_batchnorm: share batch-norm statistics between processes.
         log_every: steps between log lines; also how often losses are checked for NaN.
         checkpoint_every: steps between checkpoints besides the one after an epoch.
-        save_every: epochs between checkpoints; the last epoch is always saved.
+        save_every: epochs between checkpoints, 1 by default; the last epoch is always saved.
         keep: checkpoints that are kept, 2 or more.
         validate_every: epochs between validations; the last epoch is always validated.
         brief: at the end measure the last weights alone, neither the best validated ones nor the teacher.
@@ -237,14 +240,15 @@ class RunConfig:
     sync_batchnorm: bool = True
     log_every: int = 10
     checkpoint_every: int | None = None
-    save_every: int = 1
+    save_every: int | None = None
     keep: int = 2
     validate_every: int = 1
     brief: bool = False
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every", "save_every"):
-            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)}: must be 1 or more")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"run.{name}={value}: must be 1 or more")
         _require(self.keep >= 2, f"run.keep={self.keep}: must be 2 or more, so that one checkpoint is always whole")
 
 

@@ -17,6 +17,7 @@ from redistill.models import load_model
 from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import save_weights
+from redistill.trainers.config import find_file
 from redistill.trainers.distillation.red import RED
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.settings import StudentConfig
@@ -59,10 +60,14 @@ def _make(config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Te
         factors=config.factors,
         convention=config.convention,
         objective=config.objective,
-        taps=config.taps or "auto",
+        taps=_tap_file(config.taps or "auto"),
         init=config.red_init,
         model=spec,
     )
+
+
+def _tap_file(taps: str) -> str:
+    return taps if taps in ("auto", "none") else str(find_file(taps))
 
 
 @torch.no_grad()

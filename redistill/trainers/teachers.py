@@ -35,19 +35,18 @@ def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: 
     continues where it was.
     """
     path = Path(teacher.weights).expanduser() if teacher.weights is not None else folder / WEIGHTS
-    source = teacher.weights if teacher.weights in ("pretrained", "random") else path
+    source: str | Path | None = teacher.weights if teacher.weights in ("pretrained", "random") else path
     if teacher.recipe is not None and source == path and not path.is_file():
         train_teacher(experiment, teacher.model, teacher.recipe, folder, path)
     elif teacher.recipe is None and teacher.weights is None:
-        return _checked(experiment, load_model(teacher.model), teacher.model)
-    return _checked(experiment, load_model(teacher.model, source), teacher.model)
+        source = None
+    return _load(experiment, teacher.model, source)
 
 
 def train_teacher(experiment: Experiment[Any], spec: str, recipe: RecipeConfig, folder: Path, path: Path) -> None:
     """Train a teacher from scratch by its recipe, and write its weights."""
     config = experiment.config
-    with seeding.seeded(config.run.seed, "teacher", spec):
-        model = _checked(experiment, load_model(spec, "random"), spec)
+    model = _load(experiment, spec, "random")
     logger.info("training the teacher %s into %s", spec, path)
     loop = Loop(experiment.make_task(model), recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=bool(loop.checkpoints.all()))
@@ -58,6 +57,9 @@ def train_teacher(experiment: Experiment[Any], spec: str, recipe: RecipeConfig, 
     processes().wait_for_everyone()
 
 
-def _checked(experiment: Experiment[Any], model: nn.Module, spec: str) -> nn.Module:
-    experiment.check(model.eval(), f"teacher.model={spec}")
+def _load(experiment: Experiment[Any], spec: str, weights: str | Path | None) -> nn.Module:
+    """A model that fits the data; where its weights are random, they are a function of the seed."""
+    with seeding.seeded(experiment.config.run.seed, "teacher", spec):
+        model = load_model(spec, weights)
+        experiment.check(model.eval(), f"teacher.model={spec}")
     return model
