@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ INCEPTION: Kind = "inception-v3-compat"
 DOMAIN: Kind = "redistill-domain"
 INCEPTION_FEATURES = 2048
 FILE = "extractor.safetensors"
+DATA = ("name", "root", "image_size", "test_resize", "channels", "attribute", "train_limit")
+"""What the images of an extractor have of the denoiser's: all but augmentation and validation images."""
 ROOT = Path("runs") / "extractors"
 RECIPE = RecipeConfig(
     steps=2000,
@@ -165,22 +167,31 @@ def train_extractor(data: DataConfig, recipe: RecipeConfig, root: Path) -> Path:
 
     Its folder is named by what it is trained on and how, so that no other data set's is taken for it.
     """
-    plain = replace(DataConfig(), **{name: getattr(data, name) for name in ("name", "image_size", "channels")})
-    data = replace(plain, root=str(Path(data.root).expanduser().resolve()), train_limit=data.train_limit)
-    key = derive(*(json.dumps(resolved(part), sort_keys=True) for part in (data, recipe)))
+    facts = {name: getattr(data, name) for name in DATA}
+    facts["root"] = str(Path(data.root).expanduser().resolve())
+    key = derive(json.dumps([facts, resolved(recipe)], sort_keys=True))
     folder = root / f"{data.name}-{data.image_size}-{key:016x}"
     if not (folder / FILE).is_file():
+        config = extractor_config(DataConfig(**facts), recipe)
         logger.info("training the feature extractor of %s into %s", data.name, folder)
-        config = extractor_config(data, recipe)
         summary = train(config, folder, resume=folder.exists())
-        facts = {"data": data.name, "image_size": data.image_size, "top1": summary["last"]["test"]["top1"]}
-        save_network(folder / FILE, load_file(folder / "student" / "model.safetensors"), facts)
+        told = {"data": data.name, "image_size": data.image_size, "top1": summary["last"]["test"]["top1"]}
+        save_network(folder / FILE, load_file(folder / "student" / "model.safetensors"), told)
     return folder / FILE
 
 
 def extractor_config(data: DataConfig, recipe: RecipeConfig) -> ClassifierConfig:
-    """The classifier's experiment: the small network, from scratch, without a teacher's help."""
+    """The classifier's experiment: the small network, from scratch, without a teacher's help.
+
+    Raises:
+        EvaluationError: a data set without classes to tell apart.
+    """
     classes = len(open_source(data).classes)
+    if classes < 2:
+        raise EvaluationError(
+            f"{data.name} has one class, so that no classifier can be trained on it: give Inception's weights by "
+            "--extractor, or classes (for celeba by --set data.attribute=Smiling)"
+        )
     spec = f"redistill.evaluation.network:FeatureNetwork?channels={data.channels}&num_classes={classes}"
     return ClassifierConfig(
         data=data,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from scipy.linalg import sqrtm
 
@@ -96,6 +97,16 @@ def test_an_extractor_is_trained_once_for_each_data_set(extractor, extractors, s
     assert train_extractor(DIGITS, short_recipe, extractors) == extractor.path
     with pytest.raises(pytest.fail.Exception):
         train_extractor(replace(DIGITS, image_size=8), short_recipe, extractors)
+
+
+def test_a_data_set_of_one_class_trains_no_extractor(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "face").mkdir(parents=True)
+        Image.new("L", (16, 16)).save(tmp_path / split / "face" / "0.png")
+    data = DataConfig(name="image_folder", root=str(tmp_path), image_size=16)
+    with pytest.raises(EvaluationError, match="has one class"):
+        open_extractor(None, data, root=tmp_path / "extractors")
+    assert not (tmp_path / "extractors").exists()
 
 
 def test_reference_and_floor_are_disjoint(real):

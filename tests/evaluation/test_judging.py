@@ -28,7 +28,7 @@ def comparison(tmp_path, extractor):
         "trainer": "comparison",
         "experiment": "digits/ddpm_smoke.yaml",
         "seeds": [0, 1],
-        "grids": [{"plans": {"2x": ["student.budget=2x"]}, "starts": {"teacher": []}, "methods": ["none", "red+mse"]}],
+        "grids": [{"plans": {"2x": ["student.budget=2x"]}, "starts": {"teacher": []}, "methods": ["red+mse"]}],
         "evaluation": {
             "images": 640,
             "points": 2,
@@ -47,14 +47,14 @@ def test_teacher_students_and_floor_in_one_table(comparison, tmp_path, capsys, m
     assert main(["--config", str(comparison), "--folder", str(folder), *settings]) == 0
     table = capsys.readouterr().out
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-    assert [line[2] for line in lines[2:]] == ["the teacher", "none", "red+mse", "real images"]
+    assert [line[2] for line in lines[2:]] == ["the teacher", "red+mse", "real images"]
     scores = dict(zip(lines[0], lines[3], strict=True))
     assert "±" in scores["FID"]
     assert -1 < float(scores["SSIM"].split(" ± ")[0]) < 1
     assert dict(zip(lines[0], lines[2], strict=True))["SSIM"] == ""
     assert "DDIM-1, seed 0" in table
     assert (folder / "table.md").read_text() == table
-    assert Image.open(folder / "images.png").height > Image.open(folder / "2x-teacher-none/seed-0/images.png").height
+    assert Image.open(folder / "images.png").height > Image.open(folder / "2x-teacher-red+mse/seed-0/images.png").height
     assert (folder / "errors.png").is_file()
 
     monkeypatch.setattr(evaluating, "generate", lambda *_: pytest.fail("generated again"))
