@@ -1,0 +1,116 @@
+"""What is exported: a teacher or a student as inference runs it, with its inputs and what is known of its memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from redistill.memory.conventions import MemoryProfile
+from redistill.memory.profiling import profile_record
+from redistill.memory.recording import GraphRecord, record_graph
+from redistill.passes.fold_batch_norm import FoldBatchNormPass
+from redistill.passes.reorder import ReorderPass
+from redistill.passes.strip_guards import StripGuardsPass
+from redistill.student import Student
+from redistill.tracing.capture import capture
+
+TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network ready for export.
+
+    Attributes:
+        reference: the network as it was given, in eval mode: what every exported file is compared with.
+        graph_module: its graph with batch norms folded, over its own copy of the weights.
+        inputs: the example inputs; their shapes are those of the file.
+        convention: how its memory is predicted and, where the format has an arena, planned: ``deploy`` or ``arena``.
+        record: the recorded graph.
+        metadata: what the file says of itself.
+    """
+
+    reference: nn.Module
+    graph_module: GraphModule
+    inputs: tuple[Tensor, ...]
+    convention: str
+    record: GraphRecord
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def profile(self) -> MemoryProfile:
+        """The predicted memory."""
+        return profile_record(self.record, self.convention)
+
+    @property
+    def overwriting(self) -> frozenset[str]:
+        """The operations whose result may overwrite an input that dies."""
+        if self.convention != "deploy":
+            return frozenset()
+        return frozenset(o.node for o in self.record.operations if o.overwrites)
+
+
+def prepare(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    convention: str = "deploy",
+    reorder: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> Subject:
+    """Capture ``model`` (unless it is a graph already), fold its batch norms and record it; ``model`` is not changed.
+
+    With ``reorder`` the operations come in the order of least memory. ``graph`` and ``eager`` describe PyTorch's own
+    runs, not a file's: such a student is exported under ``deploy``.
+
+    Raises:
+        ModelError, TraceError: the model does not run on the inputs or cannot be traced.
+    """
+    convention = convention if convention == "arena" else "deploy"
+    inputs = tuple(inputs)
+    graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
+    reference = copy.deepcopy(graph_module).eval()
+    folded = GraphModule(reference, copy.deepcopy(reference.graph), type(model).__name__)
+    folded = copy.deepcopy(folded).eval()
+    for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
+        rewrite(folded)
+    if reorder:
+        _shape_placeholders(folded, inputs)
+        ReorderPass(convention)(folded)
+    return Subject(reference, folded, inputs, convention, record_graph(folded, inputs), dict(metadata or {}))
+
+
+def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
+    for node, x in zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=False):
+        node.meta.update(shape=tuple(x.shape), dtype=x.dtype)
+
+
+def trial_inputs(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Inputs on which a file is compared with its network: the example, then random ones of the same shapes."""
+    generator = torch.Generator().manual_seed(1)
+    trials = [tuple(inputs)]
+    for _ in range(TRIALS - 1):
+        trials.append(tuple(_another(x, generator) for x in inputs))
+    return trials
+
+
+def _another(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Normally distributed values; whole numbers (a timestep, a label) stay as they are."""
+    return torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of an output, in order."""
+    leaves = tree_leaves(dict(output) if isinstance(output, dict) else output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def is_student(model: nn.Module) -> bool:
+    """Whether the module knows its plan and its teacher's memory."""
+    return isinstance(model, Student)
