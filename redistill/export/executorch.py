@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from redistill.export.errors import ExportError
 from redistill.export.quiet import quietly
-from redistill.export.subject import Subject
+from redistill.export.subject import Subject, trace_program
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account
@@ -30,44 +30,55 @@ class Certificate:
     own_plans: dict[str, int]
 
 
-def lower(subject: Subject, program: ExportedProgram, planning: Any = None, delegate: bool = False) -> Any:
-    """Lower an exported program to an ``ExecutorchProgramManager``.
+def lower(subject: Subject, planning: Any = None, delegate: bool = False) -> Any:
+    """Lower to an ``ExecutorchProgramManager``.
 
     Args:
         subject: what is exported.
-        program: its ``torch.export`` program.
         planning: a memory planning pass (default: ExecuTorch's own, its greedy algorithm).
         delegate: hand what XNNPACK can run over to it; all else runs in portable kernels.
 
     Raises:
         ExportError: an operator that no kernel of the runtime can run; named with its module.
     """
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
-
-    from redistill.export.lowering import PRESERVED, LowerActivationsPass
-
+    program = trace_program(subject)
     described = {METADATA: json.dumps(subject.metadata)}
     with quietly():
-        if delegate:
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import ExecutorchBackendConfig
+        from executorch.exir.passes import MemoryPlanningPass
 
-            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=described)
-        else:
-            config = EdgeCompileConfig(preserve_ops=list(PRESERVED), _check_ir_validity=False)
-            edge = to_edge(program, described, config).transform([LowerActivationsPass()])
+        edge = _delegated(program, described) if delegate else _portable(program, described)
         _check_operators(edge.exported_program().graph.nodes)
         planning = planning or MemoryPlanningPass()
         return edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass={"forward": planning}))
 
 
-def certify(subject: Subject, program: ExportedProgram) -> Certificate:
+def _delegated(program: ExportedProgram, described: dict[str, Any]) -> Any:
+    """XNNPACK takes what it can."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=described)
+
+
+def _portable(program: ExportedProgram, described: dict[str, Any]) -> Any:
+    """Every operation in a portable kernel, none taken apart into more maps than it needs."""
+    from executorch.exir import EdgeCompileConfig, to_edge
+
+    from redistill.export.lowering import PRESERVED, LowerActivationsPass
+
+    config = EdgeCompileConfig(preserve_ops=list(PRESERVED), _check_ir_validity=False)
+    return to_edge(program, described, config).transform([LowerActivationsPass()])
+
+
+def certify(subject: Subject) -> Certificate:
     """Lower to portable kernels with every activation in one planned arena, and account for each byte of it."""
-    from redistill.export.accounting import account
-    from redistill.export.planning import ArenaPlanningPass
+    with quietly():
+        from redistill.export.accounting import account
+        from redistill.export.planning import ArenaPlanningPass
 
     planning = ArenaPlanningPass(subject.overwriting)
-    lowered = lower(subject, program, planning)
+    lowered = lower(subject, planning)
     found = account(lowered.exported_program().graph_module, subject)
     return Certificate(bytes(lowered.buffer), found, planning.own_plans)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.export import ExportedProgram
 
-from redistill.export.accounting import Account
 from redistill.export.errors import ExportError
 from redistill.export.formats import Format, format_named
 from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, Parity, check_parity, relative_error
 from redistill.export.subject import Subject, tensors_of, trial_inputs
 from redistill.report.files import write_atomically
+
+if TYPE_CHECKING:
+    from redistill.export.accounting import Account
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def export(subject: Subject, path: str | Path, format: str = "executorch", force
     """Write ``subject`` to ``path``: built, run in its own runtime, compared with the network, and only then written.
 
     Args:
-        subject: from ``prepare``; quantised if it comes from ``quantized``.
+        subject: from ``prepare``; an int8 one from ``make_int8``.
         path: the file.
         format: ``executorch``, ``executorch-portable``, ``onnx``, ``pt2`` or ``tflite``.
         force: replace a file that exists.
@@ -60,6 +61,7 @@ def export(subject: Subject, path: str | Path, format: str = "executorch", force
     check_quantized(chosen, subject.int8 is not None)
     built = chosen.build(subject)
     parity = compare(subject, chosen, built.data)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
     if sidecar is not None:
         write_atomically(sidecar, json.dumps(subject.metadata, indent=2).encode())
     write_atomically(target, built.data)

@@ -5,29 +5,25 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from redistill.export import executorch, onnx, pt2, tflite
-from redistill.export.accounting import Account
 from redistill.export.errors import ExportError, MissingExtraError
 from redistill.export.subject import Subject
+
+if TYPE_CHECKING:
+    from redistill.export.accounting import Account
 
 
 @dataclass(frozen=True)
 class Built:
-    """A file's bytes, and its arena where the format plans one.
-
-    Attributes:
-        account: the planned arena beside the prediction.
-        own_plan: the arena, in bytes, that ExecuTorch would have planned by itself.
-        metadata_inside: whether the file holds the metadata.
-    """
+    """A file's bytes, and where the format plans an arena, that beside the prediction and ExecuTorch's own plans."""
 
     data: bytes
     account: Account | None = None
-    own_plan: int | None = None
+    own_plans: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Format:
     name: str
     suffix: str
     about: str
-    build: Callable[[Subject, ExportedProgram], Built]
+    build: Callable[[Subject], Built]
     run: Callable[[bytes, Sequence[Tensor]], list[Tensor]]
     needs: tuple[str, ...] = ()
     extra: str = "export"
@@ -57,13 +53,13 @@ class Format:
                 raise MissingExtraError(f"--format {self.name} needs {package}; pip install 'redistill[{self.extra}]'")
 
 
-def _build_executorch(subject: Subject, program: ExportedProgram) -> Built:
-    return Built(bytes(executorch.lower(subject, program, delegate=True).buffer))
+def _build_executorch(subject: Subject) -> Built:
+    return Built(bytes(executorch.lower(subject, delegate=True).buffer))
 
 
-def _build_portable(subject: Subject, program: ExportedProgram) -> Built:
-    data, account, own_plan = executorch.certify(subject, program)
-    return Built(data, account, own_plan)
+def _build_portable(subject: Subject) -> Built:
+    certificate = executorch.certify(subject)
+    return Built(certificate.data, certificate.account, certificate.own_plans)
 
 
 FORMATS = {
@@ -79,13 +75,13 @@ FORMATS = {
         ),
         Format(
             "onnx", ".onnx", "for interchange and ONNX Runtime",
-            lambda subject, program: Built(onnx.build(subject, program)), onnx.run,
+            lambda subject: Built(onnx.build(subject)), onnx.run,
             ("onnx", "onnxscript", "onnxruntime"),
         ),
-        Format("pt2", ".pt2", "torch.export's archive", lambda s, p: Built(pt2.build(s, p)), pt2.run),
+        Format("pt2", ".pt2", "torch.export's archive", lambda subject: Built(pt2.build(subject)), pt2.run),
         Format(
             "tflite", ".tflite", "TensorFlow Lite, run in the interpreter for microcontrollers",
-            lambda subject, program: Built(tflite.build(subject, program)), tflite.run,
+            lambda subject: Built(tflite.build(subject)), tflite.run,
             ("litert_torch", "tflite_micro"), "tflm", holds_metadata=False,
         ),
     )

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from redistill.export.errors import ExportError
 from redistill.export.quiet import quietly
-from redistill.export.subject import Subject
+from redistill.export.subject import Subject, trace_program
 
 METADATA = "redistill"
 
 
-def build(subject: Subject, program: ExportedProgram) -> bytes:
+def build(subject: Subject) -> bytes:
     """The model as bytes, the metadata in its ``metadata_props``.
 
     Raises:
         ExportError: an operator that the ONNX exporter does not know.
     """
+    program = trace_program(subject)
     try:
         with quietly():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)

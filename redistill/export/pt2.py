@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
-from redistill.export.subject import Subject, tensors_of
+from redistill.export.subject import Subject, tensors_of, trace_program
 
 METADATA = "redistill.json"
 
 
-def build(subject: Subject, program: ExportedProgram) -> bytes:
+def build(subject: Subject) -> bytes:
     """The archive, with the metadata as a file in it."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(subject.metadata)})
+    torch.export.save(trace_program(subject), buffer, extra_files={METADATA: json.dumps(subject.metadata)})
     return buffer.getvalue()
 
 

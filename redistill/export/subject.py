@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from redistill.export.errors import ExportError
+from redistill.export.quiet import quietly
 from redistill.memory.conventions import MemoryProfile
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.student import Student
 from redistill.tracing.capture import capture
 
 TRIALS = 2
@@ -35,6 +37,8 @@ class Subject:
         convention: how its memory is predicted and, where the format has an arena, planned: ``deploy`` or ``arena``.
         record: the recorded graph.
         metadata: what the file says of itself.
+        int8: the int8 network, for an int8 file.
+        calibration: the batches that its ranges were measured on, shaped like the example.
     """
 
     reference: nn.Module
@@ -43,6 +47,13 @@ class Subject:
     convention: str
     record: GraphRecord
     metadata: dict[str, Any] = field(default_factory=dict)
+    int8: GraphModule | None = None
+    calibration: tuple[Tensor, ...] = ()
+
+    @property
+    def deployed(self) -> GraphModule:
+        """The graph that goes into the file."""
+        return self.int8 if self.int8 is not None else self.graph_module
 
     @property
     def profile(self) -> MemoryProfile:
@@ -75,9 +86,8 @@ def prepare(
     convention = convention if convention == "arena" else "deploy"
     inputs = tuple(inputs)
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
-    reference = copy.deepcopy(graph_module).eval()
-    folded = GraphModule(reference, copy.deepcopy(reference.graph), type(model).__name__)
-    folded = copy.deepcopy(folded).eval()
+    reference = _inference_copy(graph_module, type(model).__name__)
+    folded = _inference_copy(graph_module, type(model).__name__)
     for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
         rewrite(folded)
     if reorder:
@@ -86,9 +96,49 @@ def prepare(
     return Subject(reference, folded, inputs, convention, record_graph(folded, inputs), dict(metadata or {}))
 
 
+def _inference_copy(graph_module: GraphModule, name: str) -> GraphModule:
+    """The graph over copies of its modules, in eval mode."""
+    plain = GraphModule(graph_module, graph_module.graph, name)
+    plain.meta.clear()
+    return copy.deepcopy(plain).eval()
+
+
 def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
     for node, x in zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=False):
         node.meta.update(shape=tuple(x.shape), dtype=x.dtype)
+
+
+def make_int8(subject: Subject, calibration: Sequence[Tensor]) -> Subject:
+    """The subject as an int8 network, its ranges measured on ``calibration``; its memory is counted in int8 too.
+
+    Raises:
+        QuantizationError: calibration data of another shape, or a network that cannot be quantised.
+    """
+    from redistill.quantization import quantize
+
+    with quietly():
+        program = quantize(subject.graph_module, calibration, subject.inputs)
+    return replace(
+        subject,
+        int8=program,
+        calibration=tuple(calibration),
+        record=record_graph(subject.graph_module, subject.inputs, "int8"),
+        metadata={**subject.metadata, "quantization": "int8"},
+    )
+
+
+def trace_program(subject: Subject) -> ExportedProgram:
+    """The ``torch.export`` program of what goes into the file.
+
+    Raises:
+        ExportError: an operation that torch.export cannot capture.
+    """
+    try:
+        with quietly(), torch.no_grad():
+            return torch.export.export(subject.deployed, subject.inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"{type(subject.reference).__name__} cannot be exported: {reason}") from error
 
 
 def trial_inputs(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -109,8 +159,3 @@ def tensors_of(output: Any) -> list[Tensor]:
     """The tensors of an output, in order."""
     leaves = tree_leaves(dict(output) if isinstance(output, dict) else output)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def is_student(model: nn.Module) -> bool:
-    """Whether the module knows its plan and its teacher's memory."""
-    return isinstance(model, Student)
