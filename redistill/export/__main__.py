@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 import redistill
 from redistill import recipe
-from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_model_options, check_writable, load, positive, run, write_json
+from redistill.cli import (
+    CONVENTION_HELP,
+    MODEL_HELP,
+    add_model_options,
+    check_writable,
+    load,
+    positive,
+    run,
+    write_json,
+)
 from redistill.export.calibration import calibration_batches
 from redistill.export.exporting import check_free, check_quantized, export
 from redistill.export.formats import FORMATS, format_named
@@ -44,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("student", nargs="?", metavar="STUDENT_DIR", help="a saved student, or the folder of its run")
     group = parser.add_argument_group("the file")
     group.add_argument("--format", choices=FORMATS, default="executorch", help="default: %(default)s")
-    group.add_argument("--output", metavar="FILE", help="default: the student's or model's name with the format's suffix")
+    group.add_argument(
+        "--output", metavar="FILE", help="default: the student's or model's name with the format's suffix"
+    )
     group.add_argument("--force", action="store_true", help="replace a file that exists")
     group.add_argument("--reorder", action="store_true", help="first put operations into the order of least memory")
     group.add_argument(
@@ -83,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subject = prepare(model, inputs, convention, given.reorder, about)
     if given.quantize:
         images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set)
-        subject = make_int8(subject, images)
+        subject = make_int8(subject, images, convert=not chosen.quantizes)
     exported = export(subject, output, given.format, given.force)
     if given.json:
         write_json(to_json(exported, subject, model), given.json)

@@ -43,7 +43,7 @@ def calibration_batches(
     else:
         images = _held_out(_experiment(source, experiment, overrides))
     drawn = [_checked(image, example) for _, image in zip(range(samples), images, strict=False)]
-    batches = torch.stack(drawn).split(example.shape[0]) if drawn else ()
+    batches = torch.split(torch.stack(drawn), example.shape[0]) if drawn else ()
     whole = tuple(batch for batch in batches if len(batch) == len(example))
     if not whole:
         raise ExportError(f"{source} holds {len(drawn)} images, a batch is {len(example)}; int8 needs more of them")

@@ -11,12 +11,17 @@ import torch
 
 from redistill.export.errors import ExportError
 from redistill.export.formats import Format, format_named
-from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, Parity, check_parity, relative_error
+from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, ROUNDING_BOUND, Parity, check_parity, relative_error
 from redistill.export.subject import Subject, tensors_of, trial_inputs
 from redistill.report.files import write_atomically
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account
+    from redistill.export.microcontroller import InterpreterArena
+
+
+INT8_TRIALS = 4
+"""Calibration batches on which an int8 file is compared."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,9 @@ class Exported:
         account: the planned arena beside the prediction, where the format plans one.
         own_plans: the arenas that ExecuTorch plans by itself, in bytes.
         sidecar: the file of metadata, where the format cannot hold it.
-        quantization_error: of the int8 network against the float one, relative; None for float files.
+        interpreter: what the interpreter for microcontrollers reserves, where that is the runtime.
+        quantization_error: of the int8 network against the float one, relative; None
+            for float files, and where the file itself was compared with the float network.
     """
 
     path: Path
@@ -38,6 +45,7 @@ class Exported:
     account: Account | None = None
     own_plans: dict[str, int] | None = None
     sidecar: Path | None = None
+    interpreter: InterpreterArena | None = None
     quantization_error: float | None = None
 
 
@@ -58,16 +66,17 @@ def export(subject: Subject, path: str | Path, format: str = "executorch", force
     target = Path(path)
     sidecar = target.with_suffix(f"{target.suffix}.json") if not chosen.holds_metadata else None
     check_free(target, sidecar, force=force)
-    check_quantized(chosen, subject.int8 is not None)
+    check_quantized(chosen, bool(subject.calibration))
     built = chosen.build(subject)
     parity = compare(subject, chosen, built.data)
+    interpreter = chosen.inspect(built.data) if chosen.inspect is not None else None
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     if sidecar is not None:
         write_atomically(sidecar, json.dumps(subject.metadata, indent=2).encode())
     write_atomically(target, built.data)
     error = None if subject.int8 is None else quantization_error(subject)
     return Exported(
-        target, format, len(built.data), parity, built.account, built.own_plans, sidecar, error
+        target, format, len(built.data), parity, built.account, built.own_plans, sidecar, interpreter, error
     )
 
 
@@ -87,9 +96,10 @@ def check_quantized(chosen: Format, quantized: bool) -> None:
 
 
 def compare(subject: Subject, chosen: Format, data: bytes) -> Parity:
-    """Run the file in its own runtime beside the network it was made of: the int8 network for an int8 file."""
-    reference, bound = (subject.reference, FLOAT_BOUND) if subject.int8 is None else (subject.int8, INT8_BOUND)
-    trials = trial_inputs(subject.inputs) if subject.int8 is None else [(x,) for x in subject.calibration[:2]]
+    """Run the file in its own runtime beside what it was made of: the int8 network, or else the float one."""
+    reference = subject.reference if subject.int8 is None else subject.int8
+    bound = FLOAT_BOUND if not subject.calibration else ROUNDING_BOUND if subject.int8 is None else INT8_BOUND
+    trials = [(x,) for x in subject.calibration[:INT8_TRIALS]] or trial_inputs(subject.inputs)
     return check_parity(lambda inputs: chosen.run(data, inputs), reference, trials, bound, chosen.name)
 
 

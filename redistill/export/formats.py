@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redistill.export import executorch, onnx, pt2, tflite
 from redistill.export.errors import ExportError, MissingExtraError
+from redistill.export.microcontroller import InterpreterArena, measure_arena
 from redistill.export.subject import Subject
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Format:
         needs: the packages it is built and run with, and the extra of redistill that brings them.
         holds_metadata: False where the metadata goes into a file beside it.
         quantized: whether it can hold an int8 network.
+        quantizes: whether it rounds to int8 by itself.
+        inspect: asked for the interpreter's arena once parity has been found.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Format:
     extra: str = "export"
     holds_metadata: bool = True
     quantized: bool = True
+    quantizes: bool = False
+    inspect: Callable[[bytes], InterpreterArena] | None = None
 
     def check_installed(self) -> None:
         """Raise MissingExtraError unless what it needs is there."""
@@ -82,7 +87,8 @@ FORMATS = {
         Format(
             "tflite", ".tflite", "TensorFlow Lite, run in the interpreter for microcontrollers",
             lambda subject: Built(tflite.build(subject)), tflite.run,
-            ("litert_torch", "tflite_micro"), "tflm", holds_metadata=False,
+            ("litert_torch", "tflite_micro"), "tflm", holds_metadata=False, quantizes=True,
+            inspect=measure_arena,
         ),
     )
 }  # fmt: skip

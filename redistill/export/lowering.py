@@ -30,15 +30,16 @@ class LowerActivationsPass(ExportPass):  # type: ignore[misc]
     no third map. What comes out of one operation keeps that operation's metadata.
     """
 
-    def call_operator(
-        self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], meta: NodeMetadata
-    ) -> ProxyValue:
+    def call_operator(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], meta: NodeMetadata) -> ProxyValue:
         """Replace one operation, or leave it as it is."""
         written = _RECIPES.get(op)
         if written is None:
             return super().call_operator(op, args, kwargs, meta)
-        parent = super()
-        return written(args[0], lambda op, args: parent.call_operator(op, args, {}, meta))
+
+        def emit(op: Any, args: tuple[Any, ...]) -> ProxyValue:
+            return super(LowerActivationsPass, self).call_operator(op, args, {}, meta)
+
+        return written(args[0], emit)
 
 
 def _hardswish(x: Any, emit: Emit) -> ProxyValue:

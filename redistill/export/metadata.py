@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,6 @@ def describe_data(config: DataConfig) -> dict[str, Any]:
     described: dict[str, Any] = {
         "normalisation": {"range": [0.0, 1.0], "mean": list(config.mean), "std": list(config.std)}
     }
-    try:
+    with contextlib.suppress(RedistillError):
         described["classes"] = list(open_source(config).classes)
-    except RedistillError:
-        pass
     return described

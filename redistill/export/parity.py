@@ -16,6 +16,8 @@ FLOAT_BOUND = 1e-4
 """Float kernels of other runtimes sum in another order; measured are 1e-6 and less."""
 INT8_BOUND = 0.1
 """Integer kernels round ties and intermediate results otherwise: a few of the output's 255 steps."""
+ROUNDING_BOUND = 0.25
+"""An int8 file beside the float network: what rounding costs is for accuracy to tell, a broken file is far beyond."""
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -29,7 +31,7 @@ class Parity:
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference as a share of the largest expected value; infinite for other shapes or values not finite."""
+    """The largest difference as a share of the largest expected value; infinite for other shapes, or if not finite."""
     if [x.shape for x in found] != [x.shape for x in expected]:
         return float("inf")
     errors = [

@@ -26,7 +26,6 @@ from redistill.export.lowering import source_of
 from redistill.memory.conventions import Buffer
 from redistill.memory.packing import ArenaLayout, pack, verify
 
-
 OWN_SUITE = (greedy, partial(greedy, allow_overlapping_allocations=False), naive)
 """All the algorithms that ExecuTorch itself has."""
 

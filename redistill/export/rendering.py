@@ -22,6 +22,8 @@ def render(exported: Exported, subject: Subject, model: nn.Module) -> str:
         lines.append(("", f"{exported.own_plans['greedy']:,} bytes if ExecuTorch plans it by itself"))
     if exported.format == "executorch":
         lines.append(("", "what XNNPACK takes while it runs is its own; --format executorch-portable plans every byte"))
+    if exported.interpreter is not None:
+        lines += _interpreter(exported, subject)
     lines.append(("parity", f"max relative error {exported.parity.relative_error:.1e} in its own runtime"))
     if exported.quantization_error is not None:
         lines.append(("int8", f"max relative error {exported.quantization_error:.1e} to the float network"))
@@ -43,12 +45,23 @@ def to_json(exported: Exported, subject: Subject, model: nn.Module) -> dict[str,
 
 def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
     peak = subject.profile.peak_bytes
-    kind = f"{subject.convention}{', int8' if subject.int8 is not None else ''}"
+    kind = f"{subject.convention}{', int8' if subject.calibration else ''}"
     lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
     if isinstance(model, Student):
         teacher = model.record.teacher_profile
         lines.append(("", f"its teacher needs {format_bytes(teacher.peak_bytes)} ({teacher.convention})"))
     return lines
+
+
+def _interpreter(exported: Exported, subject: Subject) -> list[tuple[str, str]]:
+    arena, predicted = exported.interpreter, subject.profile_under("arena").peak_bytes
+    assert arena is not None
+    alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
+    return [
+        ("arena", f"{arena.total:,} bytes, the smallest that the interpreter for microcontrollers accepts"),
+        ("", f"{arena.activations:,} for activations (predicted {predicted:,}), {arena.persistent:,} for its records"),
+        ("", f"{arena.live:,} alive at once in the converted graph: {alive}"),
+    ]
 
 
 def _compare(exported: Exported) -> str:

@@ -37,8 +37,8 @@ class Subject:
         convention: how its memory is predicted and, where the format has an arena, planned: ``deploy`` or ``arena``.
         record: the recorded graph.
         metadata: what the file says of itself.
-        int8: the int8 network, for an int8 file.
-        calibration: the batches that its ranges were measured on, shaped like the example.
+        calibration: for an int8 file, the batches that its ranges are measured on, shaped like the example.
+        int8: the int8 network, where it is not the format that makes it.
     """
 
     reference: nn.Module
@@ -47,8 +47,8 @@ class Subject:
     convention: str
     record: GraphRecord
     metadata: dict[str, Any] = field(default_factory=dict)
-    int8: GraphModule | None = None
     calibration: tuple[Tensor, ...] = ()
+    int8: GraphModule | None = None
 
     @property
     def deployed(self) -> GraphModule:
@@ -58,7 +58,11 @@ class Subject:
     @property
     def profile(self) -> MemoryProfile:
         """The predicted memory."""
-        return profile_record(self.record, self.convention)
+        return self.profile_under(self.convention)
+
+    def profile_under(self, convention: str) -> MemoryProfile:
+        """The predicted memory under another convention."""
+        return profile_record(self.record, convention)
 
     @property
     def overwriting(self) -> frozenset[str]:
@@ -108,23 +112,31 @@ def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> 
         node.meta.update(shape=tuple(x.shape), dtype=x.dtype)
 
 
-def make_int8(subject: Subject, calibration: Sequence[Tensor]) -> Subject:
+def make_int8(subject: Subject, calibration: Sequence[Tensor], convert: bool = True) -> Subject:
     """The subject as an int8 network, its ranges measured on ``calibration``; its memory is counted in int8 too.
+
+    Args:
+        subject: a float one.
+        calibration: batches shaped like its example.
+        convert: quantise here; False leaves that to a format which does it by itself.
 
     Raises:
         QuantizationError: calibration data of another shape, or a network that cannot be quantised.
     """
-    from redistill.quantization import quantize
-
-    with quietly():
-        program = quantize(subject.graph_module, calibration, subject.inputs)
     return replace(
         subject,
-        int8=program,
+        int8=_quantize(subject, calibration) if convert else None,
         calibration=tuple(calibration),
         record=record_graph(subject.graph_module, subject.inputs, "int8"),
         metadata={**subject.metadata, "quantization": "int8"},
     )
+
+
+def _quantize(subject: Subject, calibration: Sequence[Tensor]) -> GraphModule:
+    from redistill.quantization import quantize
+
+    with quietly():
+        return quantize(subject.graph_module, calibration, subject.inputs)
 
 
 def trace_program(subject: Subject) -> ExportedProgram:
