@@ -55,13 +55,21 @@ def plot(comparison: Comparison, path: str | os.PathLike[str], size: tuple[int, 
         RedistillError: ``path`` cannot be written.
     """
     c = comparison
+    figure = make_figure(size)
+    title = f"{c.title}  {c.input}: {c.ratio:.2f}x less peak activation memory ({c.convention} convention)"
+    draw_comparison(figure, figure.add_subplot(), c, title)
+    write_png(figure, path)
+
+
+def draw_comparison(figure: Figure, axes: Axes, comparison: Comparison, title: str) -> None:
+    """Draw the memory of teacher and student over their layers into ``axes`` of ``figure``."""
+    c = comparison
     columns = align_steps(c.teacher, c.student)
     curves = (
         _curve("teacher", TEACHER, c.teacher, [t for t, _ in columns], 0.30),
         _curve("student", STUDENT, c.student, [s for _, s in columns], 0.55),
     )
-    title = f"{c.title}  {c.input}: {c.ratio:.2f}x less peak activation memory ({c.convention} convention)"
-    _draw(path, size, title, curves, _stage_sections(c, columns), c.plan.limit)
+    _draw(figure, axes, title, curves, _stage_sections(c, columns), c.plan.limit)
 
 
 def plot_profile(
@@ -76,7 +84,27 @@ def plot_profile(
     sections = [Section(g.name, "", g.first, g.last + 1) for g in group_steps(profile)]
     heading = f"{title}: " if title else ""
     peak = format_bytes(profile.peak_bytes)
-    _draw(path, size, f"{heading}peak activation memory {peak} ({profile.convention} convention)", (curve,), sections)
+    figure = make_figure(size)
+    title = f"{heading}peak activation memory {peak} ({profile.convention} convention)"
+    _draw(figure, figure.add_subplot(), title, (curve,), sections)
+    write_png(figure, path)
+
+
+def make_figure(size: tuple[int, int]) -> Figure:
+    """An empty figure of ``size`` pixels."""
+    return Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as a PNG, whole or not at all.
+
+    Raises:
+        RedistillError: ``path`` cannot be written.
+    """
+    buffer = io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]  # savefig would heed the user's settings
+    write_atomically(path, buffer.getvalue())
 
 
 def _curve(name: str, colour: str, profile: MemoryProfile, columns: Sequence[int | None], strength: float) -> Curve:
@@ -106,16 +134,13 @@ def _grids(teacher: Sequence[int], student: Sequence[int]) -> str:
 
 
 def _draw(
-    path: str | os.PathLike[str],
-    size: tuple[int, int],
+    figure: Figure,
+    axes: Axes,
     title: str,
     curves: Sequence[Curve],
     sections: Sequence[Section],
     limit: int | None = None,
 ) -> None:
-    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     largest = max(max(curve.size) for curve in curves)
     unit, sign = (MIB, "MiB") if largest >= SMALLEST_MIB * MIB else (KIB, "KiB")
     for curve in curves:
@@ -127,9 +152,6 @@ def _draw(
     if len(curves) > 1:
         axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=10)
     _annotate_peaks(axes, curves, unit, limit or 0)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)  # type: ignore[no-untyped-call]  # savefig would heed the user's settings
-    write_atomically(path, buffer.getvalue())
 
 
 def _draw_curve(axes: Axes, curve: Curve, unit: int) -> None:

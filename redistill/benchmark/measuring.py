@@ -1,0 +1,144 @@
+"""The benchmark itself: teacher and student in one process, every figure computed or measured."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from redistill.benchmark.backends import BACKENDS, prepare
+from redistill.benchmark.networks import describe_network, predict, share_of_red
+from redistill.benchmark.pair import Pair
+from redistill.benchmark.results import Benchmark
+from redistill.benchmark.timing import PairedTiming, time_pair
+from redistill.errors import RedistillError
+from redistill.wording import format_shapes
+
+
+def benchmark(
+    pair: Pair,
+    backends: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8),
+    *,
+    repeats: int = 50,
+    seconds: float = 10.0,
+    threads: int | None = None,
+    device: str = "cpu",
+    steps: int | None = None,
+    progress: bool = False,
+) -> Benchmark:
+    """Compare a student with its teacher.
+
+    Args:
+        pair: both networks; they are left as they are.
+        backends: names of ``BACKENDS``; None for all that can be had, each other one left out with its reason.
+        batches: batch sizes to time; memory and work are of batch 1.
+        repeats: timed calls of each network, on each backend at each batch size.
+        seconds: after which no further pair of calls is made, once there are five.
+        threads: of the CPU; as many as PyTorch has by default.
+        device: ``cpu`` or ``cuda``.
+        steps: runs that make one image of a denoiser.
+        progress: show a bar.
+
+    Raises:
+        RedistillError: the device is not there, or a backend that is named cannot be used.
+    """
+    check(backends, device)
+    inputs = pair.inputs()
+    models: tuple[nn.Module, nn.Module] = (pair.teacher, pair.student)
+    profiles = [predict(model, inputs) for model in models]
+    with _threads(threads):
+        timings, skipped = _time_all(models, pair, backends, batches, (repeats, seconds), device, progress)
+        teacher, student = (describe_network(m, inputs, p, device) for m, p in zip(models, profiles, strict=True))
+    return Benchmark(
+        title=pair.model,
+        input=format_shapes(inputs),
+        weights=pair.weights,
+        machine=describe_machine(device),
+        teacher=teacher,
+        student=student,
+        red=share_of_red(pair.student, profiles[1]["deploy"]),
+        timings=timings,
+        skipped=skipped,
+        steps=steps,
+    )
+
+
+def check(backends: Sequence[str] | None, device: str) -> None:
+    """Refuse before the work what cannot be had.
+
+    Raises:
+        RedistillError: an unknown backend, one that is asked for by name and not installed, a device that is not there.
+    """
+    for name in backends or ():
+        if name not in BACKENDS:
+            raise RedistillError(f"there is no backend {name!r}; there are {', '.join(BACKENDS)}")
+        if BACKENDS[name].missing:
+            raise RedistillError(f"{name} needs {BACKENDS[name].missing}; pip install 'redistill[export]'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RedistillError("there is no CUDA device here; use --device cpu")
+
+
+def time_backend(
+    name: str, models: Sequence[nn.Module], inputs: Sequence[torch.Tensor], repeats: int, seconds: float
+) -> PairedTiming:
+    """The latencies of two networks on one backend.
+
+    Raises:
+        RedistillError: the backend cannot run one of them.
+    """
+    given, threads = tuple(inputs), torch.get_num_threads()
+    (teacher, off), (student, off_too) = (prepare(name, model, given, threads) for model in models)
+    with torch.no_grad():
+        timings = time_pair(teacher, student, repeats, seconds)
+    return PairedTiming(name, len(given[0]), threads, *timings, max(off, off_too))
+
+
+def _time_all(
+    models: Sequence[nn.Module],
+    pair: Pair,
+    backends: Sequence[str] | None,
+    batches: Sequence[int],
+    limits: tuple[int, float],
+    device: str,
+    progress: bool,
+) -> tuple[tuple[PairedTiming, ...], dict[str, str]]:
+    """Every backend at every batch size, and why some were left out."""
+    moved = [copy.deepcopy(model).to(device) if device != "cpu" else model for model in models]
+    work = list(product(backends or BACKENDS, batches))
+    timings, skipped = [], {}
+    for name, batch in (bar := tqdm(work, unit="run", leave=False, disable=not progress)):
+        bar.set_description(f"{name}, batch {batch}")
+        if name in skipped:
+            continue
+        try:
+            inputs = [x.to(device) for x in pair.inputs(batch)]
+            timings.append(time_backend(name, moved, inputs, *limits))
+        except RedistillError as error:
+            if backends is not None:
+                raise
+            skipped[name] = str(error)
+    return tuple(timings), skipped
+
+
+def describe_machine(device: str) -> str:
+    """The processor that was timed."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
