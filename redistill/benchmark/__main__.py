@@ -20,8 +20,8 @@ DDPM_STEPS = 1000
 ALL = "all"
 
 DESCRIPTION = """Compare a student with its teacher in one process: peak activation memory by convention and as
-measured, multiply-accumulates, parameters, size of the weights, the part of the RED blocks, and latency on every backend
-that is installed. Teacher and student are called in turn, so that what disturbs the machine disturbs both."""
+measured, multiply-accumulates, parameters, size of the weights, the part of the RED blocks, and latency on every
+backend that is installed. Teacher and student are called in turn, so that what disturbs the machine disturbs both."""
 
 EXAMPLES = """examples:
   python -m redistill.benchmark runs/digits/smoke           (a run's student; a student's own folder will do too)

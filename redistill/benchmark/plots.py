@@ -77,8 +77,8 @@ def _draw_shares(axes: Axes, result: Benchmark) -> None:
         axes.barh(row, 100 * share * part, 2 * HALF, left=kept, color="#F6D5BF", edgecolor=STUDENT, hatch="////",
                   linewidth=0, label="in RED blocks" if row == 0 and part else None)  # fmt: skip
         axes.annotate(f"{100 * share:.0f} %", (100 * share, row), (4, 0), textcoords="offset points", va="center",
-                      fontsize=10, color=INK)  # fmt: skip
-    axes.axvline(100, color=TEACHER, linewidth=1.4, linestyle=(0, (5, 3)), label="teacher")
+                      fontsize=10, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    axes.axvline(100, color=TEACHER, linewidth=1.4, linestyle=(0, (5, 3)), label="teacher", zorder=0)
     axes.set_xlim(0, 1.25 * max(100.0, *(100 * share for _, share, _ in rows)))
     _style(axes, "Student, % of the teacher", [name for name, _, _ in rows])
     axes.legend(loc="upper center", bbox_to_anchor=LEGEND, frameon=False, fontsize=10, ncols=2)

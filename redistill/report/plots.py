@@ -61,15 +61,20 @@ def plot(comparison: Comparison, path: str | os.PathLike[str], size: tuple[int, 
     write_png(figure, path)
 
 
-def draw_comparison(figure: Figure, axes: Axes, comparison: Comparison, title: str) -> None:
-    """Draw the memory of teacher and student over their layers into ``axes`` of ``figure``."""
+def draw_comparison(figure: Figure, axes: Axes, comparison: Comparison, title: str, legend_above: bool = False) -> None:
+    """Draw the memory of teacher and student over their layers into ``axes``; small ones want their legend above."""
+    _draw(figure, axes, title, *outline(comparison), comparison.plan.limit, legend_above)
+
+
+def outline(comparison: Comparison) -> tuple[tuple[Curve, Curve], list[Section]]:
+    """Teacher's and student's curve over the same columns, and the stages as sections of these."""
     c = comparison
     columns = align_steps(c.teacher, c.student)
     curves = (
         _curve("teacher", TEACHER, c.teacher, [t for t, _ in columns], 0.30),
         _curve("student", STUDENT, c.student, [s for _, s in columns], 0.55),
     )
-    _draw(figure, axes, title, curves, _stage_sections(c, columns), c.plan.limit)
+    return curves, _stage_sections(c, columns)
 
 
 def plot_profile(
@@ -140,6 +145,7 @@ def _draw(
     curves: Sequence[Curve],
     sections: Sequence[Section],
     limit: int | None = None,
+    legend_above: bool = False,
 ) -> None:
     largest = max(max(curve.size) for curve in curves)
     unit, sign = (MIB, "MiB") if largest >= SMALLEST_MIB * MIB else (KIB, "KiB")
@@ -150,7 +156,8 @@ def _draw(
     _style(axes, title, sign, len(curves[0].size), max(largest, limit or 0) / unit)
     _name_sections(figure, axes, sections)
     if len(curves) > 1:
-        axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=10)
+        corner = {"loc": "lower right", "bbox_to_anchor": (1, 1)} if legend_above else {"loc": "upper right"}
+        axes.legend(**corner, frameon=False, ncols=3, fontsize=10)  # type: ignore[arg-type]
     _annotate_peaks(axes, curves, unit, limit or 0)
 
 
