@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 
@@ -66,6 +67,7 @@ def benchmark(
         red=share_of_red(pair.student, profiles[1]["deploy"]),
         timings=timings,
         skipped=skipped,
+        notes=find_disturbances(timings),
         steps=steps,
     )
 
@@ -132,6 +134,16 @@ def describe_machine(device: str) -> str:
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def find_disturbances(timings: Iterable[PairedTiming]) -> tuple[str, ...]:
+    """What casts doubt on latencies: other work on the machine, ratios that do not agree."""
+    load, processors = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    notes = [f"other work was running: load {load:.1f} on {processors} processors"] if load > 1.5 * processors else []
+    unsteady = [f"{BACKENDS[t.backend].title} at batch {t.batch}" for t in timings if not t.is_steady]
+    if unsteady:
+        notes.append(f"not steady, measure again on a calmer machine: {', '.join(unsteady)}")
+    return tuple(notes)
 
 
 @contextmanager

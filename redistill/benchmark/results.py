@@ -92,6 +92,7 @@ def _timing(timing: PairedTiming, steps: int | None) -> dict[str, Any]:
         "student": _summary(timing.student, timing.batch, steps),
         "ratio": timing.ratio,
         "quartiles": list(timing.quartiles),
+        "steady": timing.is_steady,
     }
 
 

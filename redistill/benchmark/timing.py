@@ -61,6 +61,12 @@ class PairedTiming:
         low, high = np.quantile(ratios, (0.25, 0.75))
         return float(low), float(high)
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether the two ways to compare agree: where not, other work disturbed the calls."""
+        low, high = self.quartiles
+        return low <= self.ratio <= high
+
 
 def time_pair(teacher: Call, student: Call, repeats: int, seconds: float) -> tuple[Timing, Timing]:
     """Call both in turn after a warm-up: ``repeats`` times, or fewer if ``seconds`` are over, but five at least."""

@@ -133,7 +133,7 @@ def _percents(y: Scale, low: float, high: float) -> list[str]:
 
 def _grid(frame: Frame, y: Scale, most: float) -> list[str]:
     unit, sign = (MIB, "MiB") if most >= SMALLEST_MIB * MIB else (KIB, "KiB")
-    ticks = [t * unit for t in MaxNLocator(4, steps=STEPS).tick_values(0, most / unit) if 0 <= t * unit <= most]
+    ticks = [t * unit for t in MaxNLocator(5, steps=STEPS).tick_values(0, most / unit) if 0 <= t * unit <= most]
     lines = [_line(frame.left, frame.width - frame.right, y(t), y(t), "grid") for t in ticks]
     labels = [_text(frame.left - 7, y(t) + 4, f"{t / unit:g}", "end", "soft") for t in ticks]
     return [*lines, *labels, _text(frame.left - 7, 11, sign, "end", "soft")]
@@ -165,4 +165,5 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", style: str = "
 
 
 def _svg(frame: Frame, about: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'
+    size = f"0 0 {frame.width} {frame.height}"
+    return f'<svg viewBox="{size}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'

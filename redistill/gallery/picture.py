@@ -42,7 +42,7 @@ def draw_gallery(entries: Sequence[Entry], path: str | os.PathLike[str]) -> None
 
 
 def _title(entry: Entry) -> str:
-    return f"{entry.name}  {entry.comparison.input}: {entry.comparison.ratio:.2f}x less"
+    return f"{entry.name}: {entry.comparison.ratio:.2f}x less"
 
 
 def draw_frontier(axes: Axes, entries: Sequence[Entry]) -> None:

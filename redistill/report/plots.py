@@ -157,7 +157,7 @@ def _draw(
     _name_sections(figure, axes, sections)
     if len(curves) > 1:
         corner = {"loc": "lower right", "bbox_to_anchor": (1, 1)} if legend_above else {"loc": "upper right"}
-        axes.legend(**corner, frameon=False, ncols=3, fontsize=10)  # type: ignore[arg-type]
+        axes.legend(**corner, frameon=False, ncols=3, fontsize=10)
     _annotate_peaks(axes, curves, unit, limit or 0)
 
 
