@@ -1,0 +1,141 @@
+"""The interpreter for microcontrollers: opened, and asked what it reserves."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from redistill.memory.conventions import Buffer, live_bytes
+
+ROOM = 64 * 2**20
+"""Bytes that the interpreter is given where it is not its arena that is asked for, beside four times the file."""
+ALIGNMENT = 16
+_ITEM_SIZES = {0: 4, 1: 2, 2: 4, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8}  # TensorType of the file's schema
+
+
+@dataclass(frozen=True)
+class InterpreterArena:
+    """What TensorFlow Lite Micro reserves for a file, in bytes.
+
+    Attributes:
+        total: the smallest arena in which it accepts the network.
+        activations: the part for activations and scratch (``head``), as it reports it.
+        persistent: the part for its own records of tensors and operations (``tail``).
+        live: the most bytes of activations alive at once in the file's graph; the rest is scratch and gaps.
+        alive: these activations, as operation and bytes.
+    """
+
+    total: int
+    activations: int
+    persistent: int
+    live: int
+    alive: tuple[tuple[str, int], ...]
+
+
+def measure_arena(data: bytes) -> InterpreterArena:
+    """What the interpreter reserves: by its own report, and as the smallest arena it accepts, found by bisection."""
+    with standard_error() as said:
+        open_interpreter(data).print_allocations()
+        report = said()
+        parts = {name: int(size) for name, size in re.findall(r"Arena allocation (\w+) (\d+) bytes", report)}
+        total = _smallest(lambda size: _accepts(data, size), parts["head"], parts["total"] + ROOM)
+    buffers, steps = _activations(data)
+    live = live_bytes(buffers, steps)
+    peak = live.index(max(live))
+    alive = tuple((b.node, b.bytes) for b in buffers if b.born <= peak <= b.dies)
+    return InterpreterArena(total, parts["head"], parts["tail"], live[peak], alive)
+
+
+def open_interpreter(data: bytes, size: int | None = None) -> Any:
+    """An interpreter with an arena of ``size`` bytes, or with more than enough."""
+    from tflite_micro import runtime
+
+    return runtime.Interpreter.from_bytes(data, arena_size=size or ROOM + 4 * len(data))
+
+
+def count_outputs(data: bytes) -> int:
+    """How many tensors a file yields."""
+    return len(_model(data).subgraphs[0].outputs)
+
+
+@contextmanager
+def standard_error() -> Iterator[Callable[[], str]]:
+    """Take in what native code writes to standard error; yields a function that reads it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _accepts(data: bytes, size: int) -> bool:
+    try:
+        open_interpreter(data, size)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _smallest(accepts: Callable[[int], bool], refused: int, accepted: int) -> int:
+    """The smallest accepted size, to the alignment."""
+    low, high = refused // ALIGNMENT, -(-accepted // ALIGNMENT)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle * ALIGNMENT) else (middle, high)
+    return high * ALIGNMENT
+
+
+def _model(data: bytes) -> Any:
+    from tflite_micro import runtime
+
+    return runtime.convert_bytearray_to_object(data)
+
+
+def _activations(data: bytes) -> tuple[list[Buffer], int]:
+    """The activations of a file with their lifetimes, and the number of its operations."""
+    model = _model(data)
+    graph, last = model.subgraphs[0], len(model.subgraphs[0].operators) - 1
+    born = {int(tensor): 0 for tensor in graph.inputs}
+    dies: dict[int, int] = {int(tensor): last for tensor in graph.outputs}
+    maker = dict.fromkeys(born, "input")
+    for step, operation in enumerate(graph.operators):
+        for tensor in map(int, operation.outputs):
+            born.setdefault(tensor, step)
+            maker.setdefault(tensor, _name(model, operation))
+        for tensor in map(int, (*operation.inputs, *operation.outputs)):
+            dies[tensor] = max(dies.get(tensor, 0), step)
+    return [
+        Buffer(maker[t], "", tuple(shape), "", _bytes_of(graph.tensors[t]), born[t], dies[t])
+        for t in born
+        if (shape := graph.tensors[t].shape) is not None
+    ], last + 1
+
+
+def _bytes_of(tensor: Any) -> int:
+    return int(np.prod(tensor.shape)) * _ITEM_SIZES[tensor.type]
+
+
+def _name(model: Any, operation: Any) -> str:
+    from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
+
+    code = model.operatorCodes[operation.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    return str(names.get(number, number)).lower()
