@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from redistill import profile
-from redistill.benchmark import Pair, PairedTiming, Timing, benchmark, make_pair, read_pair, time_pair
+from redistill.benchmark import Options, Pair, PairedTiming, Timing, benchmark, make_pair, read_pair, time_pair
 from redistill.benchmark.__main__ import main
 from redistill.benchmark.backends import BACKENDS, Backend, prepare
 from redistill.benchmark.networks import count_macs, size_on_disk
@@ -54,7 +54,7 @@ def folder(pair, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(pair):
-    return benchmark(pair, ["eager"], (1, 2), repeats=6, seconds=5)
+    return benchmark(pair, Options(("eager",), (1, 2), repeats=6, seconds=5))
 
 
 def test_peaks_are_those_of_the_profiles_and_of_the_meter(pair, result):
@@ -124,7 +124,8 @@ def test_the_table_and_the_json_say_the_same(result):
 
 def test_a_denoiser_is_told_per_step_and_per_image():
     spec = "redistill:ddpm_unet?width=32&multipliers=[1,2]&attention_levels=[]&blocks=1"
-    found = benchmark(make_pair(spec, "2x", shape="3x16x16"), ["eager"], (1,), repeats=5, seconds=1, steps=100)
+    options = Options(("eager",), (1,), repeats=5, seconds=1, steps=100)
+    found = benchmark(make_pair(spec, "2x", shape="3x16x16"), options)
     text, timing = render(found), to_json(found)["timings"][0]
     assert "Time per image, 100 steps" in text
     assert "per image" in text
@@ -154,13 +155,13 @@ def test_what_cannot_be_had_is_left_out_with_its_reason(pair, monkeypatch):
     broken = Backend("Broken", lambda *_: 1 / 0)
     monkeypatch.setattr("redistill.benchmark.measuring.BACKENDS", {"absent": absent, "broken": broken})
     monkeypatch.setattr("redistill.benchmark.backends.BACKENDS", {"absent": absent, "broken": broken})
-    found = benchmark(pair, None, (1, 2), repeats=5, seconds=1)
+    found = benchmark(pair, Options(repeats=5, seconds=1))
     assert found.timings == ()
     assert found.skipped["absent"] == "absent needs no_such_package; pip install 'redistill[export]'"
     assert "ZeroDivisionError" in found.skipped["broken"]
     assert "Left out" in render(found)
     with pytest.raises(RedistillError, match="needs no_such_package"):
-        benchmark(pair, ["absent"])
+        benchmark(pair, Options(("absent",)))
 
 
 def test_the_command_reads_a_run_and_writes_what_is_asked(folder, tmp_path, capsys):

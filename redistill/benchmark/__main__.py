@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from redistill.benchmark.backends import BACKENDS
-from redistill.benchmark.measuring import benchmark, check
+from redistill.benchmark.measuring import Options, benchmark
 from redistill.benchmark.pair import Pair, make_pair, read_pair
 from redistill.benchmark.plots import plot
 from redistill.benchmark.results import to_json
@@ -81,13 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable(given.json, given.plot)
     if not given.force:
         check_absent(given.json, given.plot)
-    backends = None if given.backends == ALL else given.backends
-    check(backends, given.device)
-    pair = _obtain(given)
-    result = benchmark(
-        pair, backends, given.batches, repeats=given.repeats, seconds=given.seconds, threads=given.threads,
-        device=given.device, steps=_steps(given.steps, pair), progress=sys.stderr.isatty(),
+    options = Options(
+        None if given.backends == ALL else given.backends, given.batches, given.repeats, given.seconds, given.threads,
+        given.device,
     )  # fmt: skip
+    options.check()
+    pair = _obtain(given)
+    options = replace(options, steps=_steps(given.steps, pair))
+    result = benchmark(pair, options, progress=sys.stderr.isatty())
     if given.plot:
         plot(result, given.plot)
     if given.json:

@@ -1,26 +1,24 @@
-"""Ways to run a network: PyTorch eager, torch.compile, ONNX Runtime, ExecuTorch with XNNPACK."""
+"""Ways to run a network: in PyTorch, eager or compiled, and as the files that ``redistill.export`` writes."""
 
 from __future__ import annotations
 
-import importlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from redistill.errors import RedistillError
+from redistill.export.formats import FORMATS
+from redistill.export.parity import FLOAT_BOUND, relative_error
+from redistill.export.quiet import quietly
+from redistill.export.subject import prepare as prepare_subject
+from redistill.export.subject import tensors_of
 
 Inputs = tuple[Tensor, ...]
 Run = Callable[[], Any]
-LARGEST_DEVIATION = 1e-3  # of outputs, relative to the largest: beyond, another computation is timed
 
 
 @dataclass(frozen=True)
@@ -51,29 +49,26 @@ def run_compiled(model: nn.Module, inputs: Inputs, threads: int) -> Run:
 
 
 def run_onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Run:
-    """The exported ONNX graph in ONNX Runtime on the CPU, at its default level of optimisation."""
-    runtime: Any = importlib.import_module("onnxruntime")
-    program: Any = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
-    file = io.BytesIO()
-    program.save(file)
-    options = runtime.SessionOptions()
+    """The ONNX file in ONNX Runtime on the CPU, at its default level of optimisation."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    file = FORMATS["onnx"].build(prepare_subject(model, inputs)).data
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feed = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: [torch.from_numpy(array) for array in session.run(None, feed)]
 
 
 def run_executorch(model: nn.Module, inputs: Inputs, threads: int) -> Run:
-    """The exported program in ExecuTorch's own runtime, what XNNPACK knows delegated to it."""
-    exir: Any = importlib.import_module("executorch.exir")
-    partition: Any = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    program = torch.export.export(model, inputs)
-    lowered = exir.to_edge_transform_and_lower(program, partitioner=[partition.XnnpackPartitioner()])
-    importlib.import_module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
-    runtime: Any = importlib.import_module("executorch.runtime").Runtime.get()
-    file = lowered.to_executorch().buffer
-    loaded = runtime.load_program(file)
-    return _Method(file, loaded, loaded.load_method("forward"), inputs)
+    """The ExecuTorch file in its own runtime, what XNNPACK knows delegated to it."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    file = FORMATS["executorch"].build(prepare_subject(model, inputs)).data
+    _unsafe_reset_threadpool(threads)
+    program = Runtime.get().load_program(file)
+    return _Method(file, program, program.load_method("forward"), inputs)
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,8 @@ class _Method:
 BACKENDS: Mapping[str, Backend] = {
     "eager": Backend("PyTorch eager", run_eager, devices=("cpu", "cuda")),
     "compile": Backend("torch.compile", run_compiled, devices=("cpu", "cuda")),
-    "onnxruntime": Backend("ONNX Runtime", run_onnxruntime, ("onnx", "onnxscript", "onnxruntime")),
-    "executorch": Backend("ExecuTorch XNNPACK", run_executorch, ("executorch",)),
+    "onnxruntime": Backend("ONNX Runtime", run_onnxruntime, FORMATS["onnx"].needs),
+    "executorch": Backend("ExecuTorch XNNPACK", run_executorch, FORMATS["executorch"].needs),
 }
 
 
@@ -110,13 +105,13 @@ def prepare(name: str, model: nn.Module, inputs: Inputs, threads: int) -> tuple[
     if device not in backend.devices:
         raise RedistillError(f"{name} runs on {', '.join(backend.devices)} here, not on {device}")
     try:
-        with _quiet(), torch.no_grad():
+        with quietly(), torch.no_grad():
             run = backend.prepare(model, inputs, threads)
-            deviation = _deviation(run(), model(*inputs))
+            deviation = relative_error(tensors_of(run()), tensors_of(model(*inputs)))
     except Exception as error:  # any of the exporters' many
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise RedistillError(f"{name} cannot run the network: {type(error).__name__}: {reason}") from error
-    if not deviation <= LARGEST_DEVIATION:
+    if not deviation <= FLOAT_BOUND:
         raise RedistillError(f"{name} computes something else than eager: outputs differ by {deviation:.1e}, relative")
     return run, deviation
 
@@ -132,23 +127,3 @@ def _synchronized(call: Run, inputs: Inputs) -> Run:
         return result
 
     return waiting
-
-
-def _deviation(found: Any, expected: Any) -> float:
-    """Largest difference of the first tensors, relative to the largest value."""
-    ours, theirs = (next(x for x in tree_leaves(tree) if isinstance(x, Tensor)) for tree in (found, expected))
-    largest = theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
-    return float((ours - theirs).abs().max() / largest)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn of their own affairs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -69,6 +69,18 @@ def size_on_disk(model: nn.Module) -> int:
         return path.stat().st_size
 
 
+def plan_arena(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes that ExecuTorch's memory plan sets aside for activations in portable kernels, nothing in place.
+
+    Raises:
+        ExportError: the network cannot be exported.
+    """
+    from redistill.export.executorch import certify
+    from redistill.export.subject import prepare
+
+    return certify(prepare(model, inputs, "arena")).account.planned
+
+
 def measure_device(model: nn.Module, inputs: Inputs) -> DevicePeak:
     """What CUDA's allocator gives out at most while a copy of the network runs, the inputs included.
 
