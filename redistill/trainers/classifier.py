@@ -62,7 +62,9 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
     task = make_task(config, data, teachers, student)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)
-    summary = {**summarise(task, outcome), "teacher": measure_teacher(config, loop, data, teachers[MAIN])}
+    summary = summarise(task, outcome)
+    if not config.run.brief:
+        summary["teacher"] = measure_teacher(config, loop, data, teachers[MAIN])
     if loop.accelerator.is_main_process:
         deliver(student, folder / "student")
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
@@ -117,7 +119,7 @@ def summarise(task: ClassifierTask, outcome: Outcome) -> dict[str, Any]:
 def render(summary: dict[str, Any], folder: Path) -> str:
     """The closing table."""
     rows: list[tuple[str, ...]] = [("weights", "validation top-1", "test top-1", "test top-5", "test loss")]
-    for name in ("teacher", "last", "best"):
+    for name in sorted({"teacher", "last", "best"} & summary.keys(), reverse=True):
         validation, test = summary[name]["validation"], summary[name]["test"]
         figures = (validation["top1"], test["top1"], test["top5"])
         rows.append((name, *(f"{value:.2f} %" for value in figures), f"{test['loss']:.4f}"))

@@ -252,16 +252,17 @@ class Loop:
             write_atomically(self.folder / BEST, buffer.getvalue())
 
     def _finish(self) -> Outcome:
-        """Measure the best validated weights, then the last, which stay in the network."""
+        """Measure the last weights, which stay in the network, and the best validated ones where they are others."""
         network, task = self.task.network, self.task
         if self.average is not None:
             network.load_state_dict(self.average.values)
         last = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.accelerator.wait_for_everyone()
-        network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
-        best = self.measure(task.validation_set), self.measure(task.test_set)
-        network.load_state_dict(last)
-        metrics = self.measure(task.validation_set), self.measure(task.test_set)
+        metrics = best = self.measure(task.validation_set), self.measure(task.test_set)
+        if self.progress.best_step < self.progress.step and not self.run_config.brief:
+            network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
+            best = self.measure(task.validation_set), self.measure(task.test_set)
+            network.load_state_dict(last)
         self.record.write("test", self.progress.step, metrics[1])
         if self._is_main:
             draw_curves(self.record.entries(), self.folder / "curves.png")

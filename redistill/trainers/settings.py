@@ -221,6 +221,7 @@ class RunConfig:
         checkpoint_every: steps between checkpoints besides the one after each epoch.
         keep: checkpoints that are kept, 2 or more.
         validate_every: epochs between validations; the last epoch is always validated.
+        brief: at the end measure the last weights alone, neither the best validated ones nor the teacher.
     """
 
     folder: str | None = None
@@ -234,6 +235,7 @@ class RunConfig:
     checkpoint_every: int | None = None
     keep: int = 2
     validate_every: int = 1
+    brief: bool = False
 
     def __post_init__(self) -> None:
         for name in ("log_every", "validate_every"):

@@ -126,3 +126,15 @@ def test_an_image_folder(tmp_path):
     data = open_data(DataConfig(name="image_folder", root=str(tmp_path), image_size=16, validation=0.25), seed=0)
     assert (len(data.train), len(data.validation), len(data.test), data.classes) == (6, 2, 8, 2)
     assert data.train[0]["inputs"].shape == (3, 16, 16)
+
+
+def test_a_batch_is_made_of_the_same_images_as_are_asked_for_one_by_one():
+    augmentation = AugmentationConfig(crop="padded", flip=True, erasing=0.5)
+    data = open_data(DataConfig(augmentation=augmentation, strong=augmentation), seed=0)
+    keys = [(2, 5), (2, 0), (3, 5)]
+    together, alone = data.train.__getitems__(keys), [data.train[key] for key in keys]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one["inputs"], other["inputs"])
+        assert torch.equal(one["strong"], other["strong"])
+        assert (one["labels"], one["indices"]) == (other["labels"], other["indices"])
+    assert not torch.equal(together[0]["inputs"], together[2]["inputs"])
