@@ -37,6 +37,7 @@ from redistill.trainers.config import differences, load, packaged, resolved
 from redistill.trainers.data import DataSets, open_data
 from redistill.trainers.distillation import MAIN, METHODS, Distillation
 from redistill.trainers.errors import CheckpointError
+from redistill.trainers.int8 import check_int8, quantize_student, render_int8
 from redistill.trainers.loop import Loop, Outcome
 from redistill.trainers.record import table
 from redistill.trainers.settings import ClassifierConfig
@@ -55,6 +56,7 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
     Raises:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
+    check_int8(config)
     write_configuration(config, folder, resume)
     data = open_data(config.data, config.run.seed)
     teachers = obtain_teachers(config, data, folder)
@@ -67,6 +69,9 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
         summary["teacher"] = measure_teacher(config, loop, data, teachers[MAIN])
     if loop.accelerator.is_main_process:
         deliver(student, folder / "student")
+    if config.quantization.mode == "int8":
+        summary["int8"] = quantize_student(config, loop, student, teachers[MAIN], folder)
+    if processes().is_main_process:
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -130,6 +135,7 @@ def render(summary: dict[str, Any], folder: Path) -> str:
             f"before training: validation top-1 {summary['start']['top1']:.2f} %",
             f"parameters: {summary['parameters']:,}; helpers while training, not delivered: {helpers}",
             f"student, curves and log: {folder}",
+            *(["", render_int8(summary["int8"])] if "int8" in summary else []),
         ]
     )
 
