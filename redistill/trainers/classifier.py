@@ -135,7 +135,7 @@ def render(summary: dict[str, Any], folder: Path) -> str:
             f"before training: validation top-1 {summary['start']['top1']:.2f} %",
             f"parameters: {summary['parameters']:,}; helpers while training, not delivered: {helpers}",
             f"student, curves and log: {folder}",
-            *(["", render_int8(summary["int8"])] if "int8" in summary else []),
+            *(["", render_int8(summary)] if "int8" in summary else []),
         ]
     )
 

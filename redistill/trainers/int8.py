@@ -31,8 +31,8 @@ from redistill.wording import format_bytes
 FOLDER, PROGRAM = "int8", "student_int8.pt2"
 BATCH = 64
 """Images shown to the observers at a time."""
-CONVENTIONS = ("deploy", "arena")
-STEPS = {"post_training": "int8, rounded", "aware": "int8, trained"}
+CONVENTIONS, DTYPES = ("deploy", "arena"), ("fp32", "int8")
+STEPS = {"post_training": "int8, post-training", "aware": "int8, trained so"}
 
 Figures = dict[str, Any]
 
@@ -99,16 +99,19 @@ def rounded_recipe(config: ClassifierConfig) -> RecipeConfig:
     return replace(own, optimizer=optimizer, schedule=ScheduleConfig(name="cosine"))
 
 
-def render_int8(figures: Figures) -> str:
-    """Accuracy and memory of each step, as a table."""
-    rows: list[tuple[str, ...]] = [("", "validation top-1", "test top-1", "test top-5", "test loss")]
-    for name in (name for name in STEPS if name in figures):
-        validation, test = figures[name]["validation"], figures[name]["test"]
-        accuracies = (validation["top1"], test["top1"], test["top5"])
-        rows.append((STEPS[name], *(f"{value:.2f} %" for value in accuracies), f"{test['loss']:.4f}"))
-    peaks: list[tuple[str, ...]] = [("peak memory", *(f"{d}, {c}" for c in CONVENTIONS for d in ("fp32", "int8")))]
-    for name, found in figures["memory"].items():
-        peaks.append((name, *(format_bytes(found[c][d]) for c in CONVENTIONS for d in ("fp32", "int8"))))
+def render_int8(summary: Figures) -> str:
+    """What int8 costs in accuracy and what it needs in memory, as two tables."""
+    figures, top1 = summary["int8"], summary["last"]["test"]["top1"]
+    rows: list[tuple[str, ...]] = [("student", "validation top-1", "test top-1", "against float", "test loss")]
+    found = {"float": summary["last"], **{label: figures[name] for name, label in STEPS.items() if name in figures}}
+    for label, metrics in found.items():
+        validation, test = metrics["validation"]["top1"], metrics["test"]["top1"]
+        cells = (f"{validation:.2f} %", f"{test:.2f} %", f"{test - top1:+.2f}", f"{metrics['test']['loss']:.4f}")
+        rows.append((label, *cells))
+    columns = [(convention, dtype) for convention in CONVENTIONS for dtype in DTYPES]
+    peaks: list[tuple[str, ...]] = [("peak memory", *(f"{dtype}, {convention}" for convention, dtype in columns))]
+    for name, sizes in figures["memory"].items():
+        peaks.append((name, *(format_bytes(sizes[convention][dtype]) for convention, dtype in columns)))
     return f"{table(rows)}\n\n{table(peaks)}"
 
 
@@ -154,13 +157,11 @@ def _deliver_weights(student: nn.Module, network: FakeQuantized, folder: Path) -
 
 def _peaks(network: nn.Module, example: Tensor) -> dict[str, dict[str, int]]:
     """Peak bytes for one image by convention and type."""
-    return {
-        convention: {
-            name: profile(network, example, convention, dtype).peak_bytes
-            for name, dtype in (("fp32", None), ("int8", "int8"))
-        }
-        for convention in CONVENTIONS
-    }
+
+    def peak(convention: str, dtype: str) -> int:
+        return profile(network, example, convention, dtype).peak_bytes
+
+    return {convention: {dtype: peak(convention, dtype) for dtype in DTYPES} for convention in CONVENTIONS}
 
 
 def _facts(config: ClassifierConfig, student: nn.Module, example: Tensor, figures: Figures) -> Figures:
