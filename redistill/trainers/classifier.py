@@ -24,6 +24,8 @@ from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.command import Command
 from redistill.trainers.config import packaged
 from redistill.trainers.experiment import Experiment, Row
+from redistill.trainers.int8 import check_int8, quantize_student, render_int8
+from redistill.trainers.loop import Loop
 from redistill.trainers.running import run
 from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.task import Lessons
@@ -51,6 +53,16 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
                 f"write the spec with ?num_classes={self.data.classes}"
             )
 
+    def check_settings(self) -> None:
+        """Refuse an int8 stage that could not be carried out."""
+        check_int8(self.config)
+
+    def follow_up(self, loop: Loop, student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+        """The int8 stage, where one is asked for."""
+        if self.config.quantization.mode == "none":
+            return {}
+        return {"int8": quantize_student(self.config, loop, student, teacher, self.folder)}
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         """Top-1."""
         return f"top-1 {metrics['top1']:.2f} %"
@@ -63,6 +75,10 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
             figures = (validation["top1"], test["top1"], test["top5"])
             rows.append((name, *(f"{value:.2f} %" for value in figures), f"{test['loss']:.4f}"))
         return rows
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        """What int8 costs, where there is an int8 student."""
+        return ["", render_int8(summary)] if "int8" in summary else []
 
 
 def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
     config, folder = experiment.config, experiment.folder
+    experiment.check_settings()
     write_configuration(config, folder, resume)
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])
@@ -48,6 +49,8 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
         summary["teacher"] = measure_teacher(experiment, loop, teachers[MAIN])
     if loop.accelerator.is_main_process:
         deliver(student, folder / "student")
+    summary |= experiment.follow_up(loop, student, teachers[MAIN])
+    if processes().is_main_process:
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -87,6 +90,7 @@ def render(experiment: Experiment[Any], summary: dict[str, Any]) -> str:
             f"before training: validation {experiment.describe(summary['start'])}",
             f"parameters: {summary['parameters']:,}; helpers while training, not delivered: {helpers}",
             f"student, curves and log: {experiment.folder}",
+            *experiment.remarks(summary),
         ]
     )
 
