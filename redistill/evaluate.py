@@ -25,15 +25,25 @@ FID, KID, IS, precision and recall come from torch-fidelity; a denoiser's error 
 MSE to its teacher's images from the same noise are computed beside them. Each score is printed with the floor that
 real images reach against real ones, and with extractor, reference, sampler, steps, weights and seed."""
 
-EPILOG = """what is evaluated:
+EPILOG = """scores:
+  FID, KID           distance of the images' features from those of real ones; less is better; both fall with -n
+  IS                 how sure and how varied the extractor's classes are; more is better
+  precision, recall  share of images among the real ones, and of real ones among the images; more is better
+  SSIM, MSE          to the teacher's images; 1 and 0 where they are the same
+  Compare with the row "real", and only scores of the same extractor, reference, -n, sampler and steps.
+
+what is evaluated:
   a run of redistill.trainers.denoiser (its student, or the teacher that it trained), best.pt or a checkpoint in it, a
   student's folder, or a folder of PNG or JPEG images (then name the data set by --data)
 
 extractors:
   without --extractor, a small classifier is trained on the data set (once; minutes) and its 64 features are used:
-  right for images that are no photographs, and comparable only with scores of the same extractor
+  right for images that are no photographs
   FILE.pth           torch-fidelity's weights-inception-2015-12-05-6726825d.pth: the Inception of published scores
   FILE.safetensors   a classifier that was trained so before
+
+settings (--set):
+  generation.guidance and .batch, points and held_out of the error by timestep, recipe of the classifier, data, diffusion
 
 examples:
   python -m redistill.evaluate runs/fashion_mnist/ddpm -n 1000 --plot errors.png --grid images.png

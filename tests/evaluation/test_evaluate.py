@@ -24,7 +24,7 @@ from redistill.trainers.settings import DataConfig
 SMALL = [
     "teacher.model=redistill:ddpm_unet?in_channels=1&width=8&multipliers=[1,2]&blocks=1&attention_levels=[]",
     "teacher.recipe.steps=4",
-    "student.budget=2x",
+    "student.factors=[2, 1]",
     "recipe.steps=4",
     "data.test_limit=8",
     "data.validation=0.01",

@@ -28,7 +28,7 @@ def comparison(tmp_path, extractor):
         "trainer": "comparison",
         "experiment": "digits/ddpm_smoke.yaml",
         "seeds": [0, 1],
-        "grids": [{"plans": {"2x": ["student.budget=2x"]}, "starts": {"teacher": []}, "methods": ["red+mse"]}],
+        "grids": [{"plans": {"2x": ["student.factors=[2, 1]"]}, "starts": {"teacher": []}, "methods": ["red+mse"]}],
         "evaluation": {
             "images": 640,
             "points": 2,
@@ -50,7 +50,7 @@ def test_teacher_students_and_floor_in_one_table(comparison, tmp_path, capsys, m
     assert [line[2] for line in lines[2:]] == ["the teacher", "red+mse", "real images"]
     scores = dict(zip(lines[0], lines[3], strict=True))
     assert "±" in scores["FID"]
-    assert -1 < float(scores["SSIM"].split(" ± ")[0]) < 1
+    assert 0.9 < float(scores["SSIM"].split(" ± ")[0]) <= 1  # after four steps it still is its teacher
     assert dict(zip(lines[0], lines[2], strict=True))["SSIM"] == ""
     assert "DDIM-1, seed 0" in table
     assert (folder / "table.md").read_text() == table
