@@ -58,7 +58,7 @@ def _interpreter(exported: Exported, subject: Subject) -> list[tuple[str, str]]:
     assert arena is not None
     alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
     return [
-        ("arena", f"{arena.total:,} bytes, the smallest that the interpreter for microcontrollers accepts"),
+        ("arena", f"{arena.total:,} bytes, as the interpreter for microcontrollers reports it"),
         ("", f"{arena.activations:,} for activations (predicted {predicted:,}), {arena.persistent:,} for its records"),
         ("", f"{arena.live:,} alive at once in the converted graph: {alive}"),
     ]

@@ -67,29 +67,25 @@ def _convert(graph_module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
 
 
 def _quantize(data: bytes, calibration: Sequence[Tensor]) -> bytes:
+    """Int8 weights and activations; ranges are the widest met, since a moving average would clip the largest values."""
     with quietly(), contextlib.redirect_stdout(io.StringIO()), standard_error():
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_quantizer import quantizer, recipe
+        from ai_edge_quantizer.calibrator import Calibrator
+        from ai_edge_quantizer.recipe_manager import RecipeManager
+        from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
-        signatures = Interpreter(model_content=data).get_signature_list()
-        ((key, signature),) = signatures.items()
+        ((key, signature),) = Interpreter(model_content=data).get_signature_list().items()
         samples = [{signature["inputs"][0]: _channels_last(x).numpy()} for x in calibration]
-        rounding = quantizer.Quantizer(bytearray(data), recipe.static_wi8_ai8())
-        ranges = _widest([rounding.calibrate({key: [sample]}) for sample in samples])
-        found = rounding.quantize(ranges).quantized_model
+        rules = RecipeManager()
+        rules.load_quantization_recipe(recipe.static_wi8_ai8())
+        observed = Calibrator(bytearray(data), num_threads=1, qsv_update_func=min_max_update)
+        observed.calibrate({key: samples}, rules)
+        rounding = quantizer.Quantizer(bytearray(data), rules.get_quantization_recipe())
+        found = rounding.quantize(observed.get_model_qsvs()).quantized_model
     if found is None:
         raise ExportError("ai-edge-quantizer gave no int8 model; export float, or int8 by --format executorch")
     return bytes(found)
-
-
-def _widest(ranges: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The range of each tensor over all samples; the calibrator's own is a moving average, which clips the largest."""
-    return {
-        name: {
-            key: (np.minimum if key == "min" else np.maximum).reduce([r[name][key] for r in ranges]) for key in found
-        }
-        for name, found in ranges[0].items()
-    }
 
 
 def _channels_last(x: Tensor) -> Tensor:
