@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from redistill.export.quiet import standard_error
 from redistill.memory.conventions import Buffer, live_bytes
 
 ROOM = 64 * 2**20
@@ -62,25 +58,6 @@ def open_interpreter(data: bytes) -> Any:
 def count_outputs(data: bytes) -> int:
     """How many tensors a file yields."""
     return len(_model(data).subgraphs[0].outputs)
-
-
-@contextmanager
-def standard_error() -> Iterator[Callable[[], str]]:
-    """Take in what native code writes to standard error; yields a function that reads it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-
-        def said() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        try:
-            yield said
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _model(data: bytes) -> Any:

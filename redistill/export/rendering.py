@@ -49,7 +49,8 @@ def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
     lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
     if isinstance(model, Student):
         teacher = model.record.teacher_profile
-        lines.append(("", f"its teacher needs {format_bytes(teacher.peak_bytes)} ({teacher.convention})"))
+        size = teacher.peak_bytes
+        lines.append(("", f"{format_bytes(size)} its teacher ({teacher.convention}), {size:,} bytes"))
     return lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from redistill.export.errors import ExportError
-from redistill.export.microcontroller import count_outputs, open_interpreter, standard_error
-from redistill.export.quiet import quietly
+from redistill.export.microcontroller import count_outputs, open_interpreter
+from redistill.export.quiet import quietly, standard_error
 from redistill.export.subject import Subject
 
 
@@ -50,7 +50,7 @@ def run(data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _convert(graph_module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
-    with quietly(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+    with _unheard(), tempfile.TemporaryDirectory() as folder:
         import litert_torch
 
         maps = [i for i, x in enumerate(inputs) if x.dim() == 4]
@@ -68,7 +68,7 @@ def _convert(graph_module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
 
 def _quantize(data: bytes, calibration: Sequence[Tensor]) -> bytes:
     """Int8 weights and activations; ranges are the widest met, since a moving average would clip the largest values."""
-    with quietly(), contextlib.redirect_stdout(io.StringIO()), standard_error():
+    with _unheard():
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_quantizer import quantizer, recipe
         from ai_edge_quantizer.calibrator import Calibrator
@@ -86,6 +86,13 @@ def _quantize(data: bytes, calibration: Sequence[Tensor]) -> bytes:
     if found is None:
         raise ExportError("ai-edge-quantizer gave no int8 model; export float, or int8 by --format executorch")
     return bytes(found)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Converter and quantiser report each of their steps by every way there is."""
+    with quietly(), contextlib.redirect_stdout(io.StringIO()), standard_error():
+        yield
 
 
 def _channels_last(x: Tensor) -> Tensor:
