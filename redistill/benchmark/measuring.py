@@ -64,7 +64,8 @@ def benchmark(pair: Pair, options: Options | None = None, *, progress: bool = Fa
     """Compare a student with its teacher; both are left as they are. ``progress`` shows a bar.
 
     Raises:
-        RedistillError: the device is not there, or a backend that is named cannot be used.
+        RedistillError: the device is not there, a backend that is named is not installed, or none of those named can
+            run the networks.
     """
     options = options or Options()
     options.check()
@@ -122,9 +123,9 @@ def _time_all(pair: Pair, options: Options, progress: bool) -> tuple[tuple[Paire
             inputs = [x.to(device) for x in pair.inputs(batch)]
             timings.append(time_backend(name, models, inputs, options.repeats, options.seconds))
         except RedistillError as error:
-            if options.backends is not None:
-                raise
             skipped[name] = str(error)
+    if options.backends and not timings:
+        raise RedistillError(next(iter(skipped.values())))
     return tuple(timings), skipped
 
 
