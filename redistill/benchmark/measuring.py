@@ -89,7 +89,7 @@ def benchmark(pair: Pair, options: Options | None = None, *, progress: bool = Fa
         red=share_of_red(pair.student, profiles[1]["deploy"]),
         timings=timings,
         skipped=skipped,
-        notes=(*reason, *find_disturbances(timings)),
+        notes=(*_type_note(pair), *reason, *find_disturbances(timings)),
         steps=options.steps,
     )
 
@@ -140,6 +140,11 @@ def _plan_arenas(
         return tuple(plan_arena(model, inputs) for model in models), ()
     except RedistillError as error:
         return none, (f"no arena: {error}",)
+
+
+def _type_note(pair: Pair) -> tuple[str, ...]:
+    dtype = pair.student.record.provenance.dtype
+    return (f"the plan counts activations as {dtype}; here they are counted as they run",) if dtype else ()
 
 
 def describe_machine(device: str) -> str:
