@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from redistill.cli import run
-from redistill.evidence import coverage, exactness, latency, optimality, paper, speed
+from redistill.evidence import arena, coverage, exactness, latency, optimality, paper, speed
 
 TABLES = {
     "paper": "the paper's twelve peaks beside ours, and the optimal plan beside the paper's",
@@ -17,6 +17,7 @@ TABLES = {
     "coverage": "every torchvision classifier, segmenter and detection backbone at 2x and 4x",
     "optimality": "branch and bound against exhaustive enumeration",
     "latency": "teachers and students at 4x called in turn, with the spread of the ratios",
+    "arena": "the arena that ExecuTorch plans, byte by byte, and the file run (needs redistill[export])",
     "speed": "where the time goes and how it grows",
 }
 
@@ -30,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("names", nargs="*", help="coverage: only models whose name contains one of these")
+    parser.add_argument("names", nargs="*", help="coverage, arena: only models whose name contains one of these")
     given = parser.parse_args(arguments)
     started = time.perf_counter()
     warnings.filterwarnings("ignore", module="torchvision|diffusers")
-    if given.table == "coverage":
-        table = coverage.run(given.names)
+    if given.table in ("coverage", "arena"):
+        table = {"coverage": coverage, "arena": arena}[given.table].run(given.names)
     else:
         tables = {"paper": paper, "exactness": exactness, "optimality": optimality, "latency": latency, "speed": speed}
         table = tables[given.table].run()

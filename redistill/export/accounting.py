@@ -52,11 +52,12 @@ def account(graph_module: GraphModule, subject: Subject) -> Account:
 
 
 def _at_peak(graph_module: GraphModule, profile: MemoryProfile, peak: int) -> Iterator[Difference]:
-    source = source_of(list(graph_module.graph.nodes)[peak])
+    following = list(graph_module.graph.nodes)[peak:]  # an allocation comes before the operation that it is for
+    source = next((source_of(node) for node in following if source_of(node)), "")
     steps = {step.node: index for index, step in enumerate(profile.timeline)}
     if source not in steps:
         alive = sum(size for size, _, _ in _alive(graph_module, peak))
-        yield Difference(alive - profile.peak_bytes, f"at {source or 'an operation of the lowering'}")
+        yield Difference(alive - profile.peak_bytes, f"at {source or 'the end'}")
         return
     at = steps[source]
     expected = {profile.timeline[b.born].node: b.bytes for b in profile.alive_at(at)}

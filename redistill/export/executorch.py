@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from redistill.export.errors import ExportError
-from redistill.export.quiet import quietly
+from redistill.export.quiet import quietly, standard_error
 from redistill.export.subject import Subject, trace_program
 
 if TYPE_CHECKING:
@@ -84,22 +84,32 @@ def certify(subject: Subject) -> Certificate:
 
 
 def run_program(data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run the file in ExecuTorch's own runtime."""
-    from executorch.runtime import Runtime
+    """Run the file in ExecuTorch's own runtime.
 
-    method = Runtime.get().load_program(data).load_method("forward")
-    assert method is not None
-    return [x.clone() for x in method.execute(tuple(inputs))]
+    Raises:
+        ExportError: the runtime cannot load or run it.
+    """
+    return [x.clone() for x in _execute(data, "forward", tuple(inputs))]
 
 
 def read_metadata(data: bytes) -> dict[str, Any]:
     """What a file says of itself."""
-    from executorch.runtime import Runtime
-
-    method = Runtime.get().load_program(data).load_method(METADATA)
-    assert method is not None
-    found: dict[str, Any] = json.loads(method.execute(())[0])
+    found: dict[str, Any] = json.loads(_execute(data, METADATA, ())[0])
     return found
+
+
+def _execute(data: bytes, name: str, inputs: tuple[Tensor, ...]) -> Sequence[Any]:
+    with quietly(), standard_error() as said:
+        from executorch.runtime import Runtime
+
+        try:
+            method = Runtime.get().load_program(data).load_method(name)
+            assert method is not None
+            found: Sequence[Any] = method.execute(inputs)
+            return found
+        except RuntimeError as error:
+            reason = " ".join((said().strip().rpartition("\n")[2] or str(error)).split())
+            raise ExportError(f"ExecuTorch's runtime cannot run the file: {reason[:200]}") from error
 
 
 def planned_bytes(data: bytes) -> int:
@@ -112,9 +122,10 @@ def planned_bytes(data: bytes) -> int:
 
 def _check_operators(nodes: Sequence[Node]) -> None:
     """Name the first operator without a kernel, before the lowering fails with less to say."""
-    from executorch.runtime import Runtime
-
     from redistill.export.lowering import path_of
+
+    with standard_error():
+        from executorch.runtime import Runtime
 
     known = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
     for node in nodes:

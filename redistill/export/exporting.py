@@ -70,14 +70,22 @@ def export(subject: Subject, path: str | Path, format: str = "executorch", force
     built = chosen.build(subject)
     parity = compare(subject, chosen, built.data)
     interpreter = chosen.inspect(built.data) if chosen.inspect is not None else None
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    write(target, built.data)
     if sidecar is not None:
-        write_atomically(sidecar, json.dumps(subject.metadata, indent=2).encode())
-    write_atomically(target, built.data)
+        write(sidecar, json.dumps(subject.metadata, indent=2).encode())
     error = None if subject.int8 is None else quantization_error(subject)
     return Exported(
         target, format, len(built.data), parity, built.account, built.own_plans, sidecar, interpreter, error
     )
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, its folder made if need be."""
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}; choose another --output") from error
+    write_atomically(path, content)
 
 
 def check_free(*paths: Path | None, force: bool) -> None:

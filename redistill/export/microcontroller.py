@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from redistill.export.quiet import standard_error
 from redistill.memory.conventions import Buffer, live_bytes
 
 ROOM = 64 * 2**20
-"""Bytes that the interpreter is given where it is not its arena that is asked for, beside four times the file."""
-ALIGNMENT = 16
+"""Bytes that the interpreter is given, beside four times the file."""
 _ITEM_SIZES = {0: 4, 1: 2, 2: 4, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8}  # TensorType of the file's schema
 
 
@@ -26,8 +21,8 @@ class InterpreterArena:
     """What TensorFlow Lite Micro reserves for a file, in bytes.
 
     Attributes:
-        total: the smallest arena in which it accepts the network.
-        activations: the part for activations and scratch (``head``), as it reports it.
+        total: the arena that it uses, as it reports it: the two parts together.
+        activations: the part for activations and scratch (``head``).
         persistent: the part for its own records of tensors and operations (``tail``).
         live: the most bytes of activations alive at once in the file's graph; the rest is scratch and gaps.
         alive: these activations, as operation and bytes.
@@ -41,65 +36,28 @@ class InterpreterArena:
 
 
 def measure_arena(data: bytes) -> InterpreterArena:
-    """What the interpreter reserves: by its own report, and as the smallest arena it accepts, found by bisection."""
+    """What the interpreter reserves by its own report, and what the file's graph needs alive at once."""
     with standard_error() as said:
         open_interpreter(data).print_allocations()
         report = said()
         parts = {name: int(size) for name, size in re.findall(r"Arena allocation (\w+) (\d+) bytes", report)}
-        total = _smallest(lambda size: _accepts(data, size), parts["head"], parts["total"] + ROOM)
     buffers, steps = _activations(data)
     live = live_bytes(buffers, steps)
     peak = live.index(max(live))
     alive = tuple((b.node, b.bytes) for b in buffers if b.born <= peak <= b.dies)
-    return InterpreterArena(total, parts["head"], parts["tail"], live[peak], alive)
+    return InterpreterArena(parts["total"], parts["head"], parts["tail"], live[peak], alive)
 
 
-def open_interpreter(data: bytes, size: int | None = None) -> Any:
-    """An interpreter with an arena of ``size`` bytes, or with more than enough."""
+def open_interpreter(data: bytes) -> Any:
+    """An interpreter with an arena of more than enough; it reports what it uses of it."""
     from tflite_micro import runtime
 
-    return runtime.Interpreter.from_bytes(data, arena_size=size or ROOM + 4 * len(data))
+    return runtime.Interpreter.from_bytes(data, arena_size=ROOM + 4 * len(data))
 
 
 def count_outputs(data: bytes) -> int:
     """How many tensors a file yields."""
     return len(_model(data).subgraphs[0].outputs)
-
-
-@contextmanager
-def standard_error() -> Iterator[Callable[[], str]]:
-    """Take in what native code writes to standard error; yields a function that reads it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-
-        def said() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        try:
-            yield said
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _accepts(data: bytes, size: int) -> bool:
-    try:
-        open_interpreter(data, size)
-    except (RuntimeError, ValueError):
-        return False
-    return True
-
-
-def _smallest(accepts: Callable[[int], bool], refused: int, accepted: int) -> int:
-    """The smallest accepted size, to the alignment."""
-    low, high = refused // ALIGNMENT, -(-accepted // ALIGNMENT)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if accepts(middle * ALIGNMENT) else (middle, high)
-    return high * ALIGNMENT
 
 
 def _model(data: bytes) -> Any:

@@ -49,7 +49,8 @@ def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
     lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
     if isinstance(model, Student):
         teacher = model.record.teacher_profile
-        lines.append(("", f"its teacher needs {format_bytes(teacher.peak_bytes)} ({teacher.convention})"))
+        size = teacher.peak_bytes
+        lines.append(("", f"{format_bytes(size)} its teacher ({teacher.convention}), {size:,} bytes"))
     return lines
 
 
@@ -58,7 +59,7 @@ def _interpreter(exported: Exported, subject: Subject) -> list[tuple[str, str]]:
     assert arena is not None
     alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
     return [
-        ("arena", f"{arena.total:,} bytes, the smallest that the interpreter for microcontrollers accepts"),
+        ("arena", f"{arena.total:,} bytes, as the interpreter for microcontrollers reports it"),
         ("", f"{arena.activations:,} for activations (predicted {predicted:,}), {arena.persistent:,} for its records"),
         ("", f"{arena.live:,} alive at once in the converted graph: {alive}"),
     ]

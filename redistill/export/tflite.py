@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from redistill.export.errors import ExportError
-from redistill.export.microcontroller import count_outputs, open_interpreter, standard_error
-from redistill.export.quiet import quietly
+from redistill.export.microcontroller import count_outputs, open_interpreter
+from redistill.export.quiet import quietly, standard_error
 from redistill.export.subject import Subject
 
 
@@ -50,7 +50,7 @@ def run(data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _convert(graph_module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
-    with quietly(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+    with _unheard(), tempfile.TemporaryDirectory() as folder:
         import litert_torch
 
         maps = [i for i, x in enumerate(inputs) if x.dim() == 4]
@@ -67,29 +67,32 @@ def _convert(graph_module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
 
 
 def _quantize(data: bytes, calibration: Sequence[Tensor]) -> bytes:
-    with quietly(), contextlib.redirect_stdout(io.StringIO()), standard_error():
+    """Int8 weights and activations; ranges are the widest met, since a moving average would clip the largest values."""
+    with _unheard():
         from ai_edge_litert.interpreter import Interpreter
         from ai_edge_quantizer import quantizer, recipe
+        from ai_edge_quantizer.calibrator import Calibrator
+        from ai_edge_quantizer.recipe_manager import RecipeManager
+        from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
-        signatures = Interpreter(model_content=data).get_signature_list()
-        ((key, signature),) = signatures.items()
+        ((key, signature),) = Interpreter(model_content=data).get_signature_list().items()
         samples = [{signature["inputs"][0]: _channels_last(x).numpy()} for x in calibration]
-        rounding = quantizer.Quantizer(bytearray(data), recipe.static_wi8_ai8())
-        ranges = _widest([rounding.calibrate({key: [sample]}) for sample in samples])
-        found = rounding.quantize(ranges).quantized_model
+        rules = RecipeManager()
+        rules.load_quantization_recipe(recipe.static_wi8_ai8())
+        observed = Calibrator(bytearray(data), num_threads=1, qsv_update_func=min_max_update)
+        observed.calibrate({key: samples}, rules)
+        rounding = quantizer.Quantizer(bytearray(data), rules.get_quantization_recipe())
+        found = rounding.quantize(observed.get_model_qsvs()).quantized_model
     if found is None:
         raise ExportError("ai-edge-quantizer gave no int8 model; export float, or int8 by --format executorch")
     return bytes(found)
 
 
-def _widest(ranges: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The range of each tensor over all samples; the calibrator's own is a moving average, which clips the largest."""
-    return {
-        name: {
-            key: (np.minimum if key == "min" else np.maximum).reduce([r[name][key] for r in ranges]) for key in found
-        }
-        for name, found in ranges[0].items()
-    }
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Converter and quantiser report each of their steps by every way there is."""
+    with quietly(), contextlib.redirect_stdout(io.StringIO()), standard_error():
+        yield
 
 
 def _channels_last(x: Tensor) -> Tensor:
