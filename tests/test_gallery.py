@@ -39,6 +39,7 @@ def entries(run_folder):
 def test_a_run_brings_its_accuracies_and_a_model_has_none(entries, run_folder):
     assert [entry.name for entry in entries] == ["small", "small"]
     assert entries[0].accuracy == Accuracy(91.5, 88.25)
+    assert entries[0].known == (91.5, 88.25)
     assert entries[1].accuracy is None
     assert read_entry(str(run_folder / "student")).accuracy == Accuracy(91.5, 88.25)
     assert entries[0].comparison.ratio >= 2
@@ -48,7 +49,7 @@ def test_a_run_brings_its_accuracies_and_a_model_has_none(entries, run_folder):
 def test_the_user_s_accuracies_go_before_a_run_s(run_folder):
     (entry,), _ = collect([str(run_folder)], known={MODEL: Accuracy(90.0, None)})
     assert entry.accuracy == Accuracy(90.0, None)
-    assert not entry.accuracy.is_known
+    assert entry.known == ()
     assert entry.describe_accuracy() == "90.00 % → ?"
 
 

@@ -51,10 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--convention", choices=CONVENTIONS, help="of the budget (default: deploy)")
     group = parser.add_argument_group("what to time")
     group.add_argument(
-        "--backends", type=_names, default=ALL, metavar="A,B",
+        "--backends", type=backend_names, default=ALL, metavar="A,B",
         help="by name; all times those that can be had, compiling takes minutes (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument("--batches", type=_numbers, default=(1, 8), metavar="1,8", help="batch sizes (default: 1,8)")
+    group.add_argument("--batches", type=batch_sizes, default=(1, 8), metavar="1,8", help="batch sizes (default: 1,8)")
     group.add_argument(
         "--repeats", type=positive, default=50, metavar="N", help="pairs of calls (default: %(default)s)"
     )
@@ -121,11 +121,11 @@ def _steps(steps: int | None, pair: Pair) -> int | None:
     return None
 
 
-def _names(text: str) -> tuple[str, ...] | str:
+def backend_names(text: str) -> tuple[str, ...] | str:
     return text if text == ALL else tuple(part.strip() for part in text.split(","))
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
 
 

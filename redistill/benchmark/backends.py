@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from redistill.errors import RedistillError
 from redistill.export.formats import FORMATS
 from redistill.export.parity import FLOAT_BOUND, relative_error
-from redistill.export.quiet import quietly
+from redistill.export.quiet import quietly, standard_error
 from redistill.export.subject import prepare as prepare_subject
 from redistill.export.subject import tensors_of
 
@@ -105,7 +105,7 @@ def prepare(name: str, model: nn.Module, inputs: Inputs, threads: int) -> tuple[
     if device not in backend.devices:
         raise RedistillError(f"{name} runs on {', '.join(backend.devices)} here, not on {device}")
     try:
-        with quietly(), torch.no_grad():
+        with quietly(), standard_error(), torch.no_grad():
             run = backend.prepare(model, inputs, threads)
             deviation = relative_error(tensors_of(run()), tensors_of(model(*inputs)))
     except Exception as error:  # any of the exporters' many

@@ -64,7 +64,8 @@ def benchmark(pair: Pair, options: Options | None = None, *, progress: bool = Fa
     """Compare a student with its teacher; both are left as they are. ``progress`` shows a bar.
 
     Raises:
-        RedistillError: the device is not there, or a backend that is named cannot be used.
+        RedistillError: the device is not there, a backend that is named is not installed, or none of those named can
+            run the networks.
     """
     options = options or Options()
     options.check()
@@ -88,7 +89,7 @@ def benchmark(pair: Pair, options: Options | None = None, *, progress: bool = Fa
         red=share_of_red(pair.student, profiles[1]["deploy"]),
         timings=timings,
         skipped=skipped,
-        notes=(*reason, *find_disturbances(timings)),
+        notes=(*_type_note(pair), *reason, *find_disturbances(timings)),
         steps=options.steps,
     )
 
@@ -122,9 +123,9 @@ def _time_all(pair: Pair, options: Options, progress: bool) -> tuple[tuple[Paire
             inputs = [x.to(device) for x in pair.inputs(batch)]
             timings.append(time_backend(name, models, inputs, options.repeats, options.seconds))
         except RedistillError as error:
-            if options.backends is not None:
-                raise
             skipped[name] = str(error)
+    if options.backends and not timings:
+        raise RedistillError(next(iter(skipped.values())))
     return tuple(timings), skipped
 
 
@@ -139,6 +140,11 @@ def _plan_arenas(
         return tuple(plan_arena(model, inputs) for model in models), ()
     except RedistillError as error:
         return none, (f"no arena: {error}",)
+
+
+def _type_note(pair: Pair) -> tuple[str, ...]:
+    dtype = pair.student.record.provenance.dtype
+    return (f"the plan counts activations as {dtype}; here they are counted as they run",) if dtype else ()
 
 
 def describe_machine(device: str) -> str:

@@ -14,6 +14,8 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from redistill.benchmark.results import DevicePeak, Network, RedShare
+from redistill.export.executorch import certify
+from redistill.export.subject import prepare
 from redistill.memory.conventions import CONVENTIONS, MemoryProfile
 from redistill.memory.meter import measure
 from redistill.memory.profiling import count_parameters, profile, profile_record
@@ -75,9 +77,6 @@ def plan_arena(model: nn.Module, inputs: Inputs) -> int:
     Raises:
         ExportError: the network cannot be exported.
     """
-    from redistill.export.executorch import certify
-    from redistill.export.subject import prepare
-
     return certify(prepare(model, inputs, "arena")).account.planned
 
 

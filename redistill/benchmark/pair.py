@@ -29,7 +29,7 @@ class Pair:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes (C, H, W) of the images that the student was made for."""
-        return tuple(s.shape[1:] for s in self.student.record.provenance.inputs if len(s.shape) == 4)
+        return tuple(s.shape[1:] for s in self.student.record.provenance.inputs if len(s.shape) > 3)
 
     @property
     def is_denoiser(self) -> bool:

@@ -33,7 +33,7 @@ def run() -> Table:
                 BACKENDS[name].title, len(found.teacher.milliseconds), f"{found.teacher.median:.1f} ms",
                 f"{found.student.median:.1f} ms", f"{found.ratio:.2f}x", f"{low:.2f} - {high:.2f}",
             )  # fmt: skip
-    table.notes.append(f"Batch 1, {torch.get_num_threads()} thread(s), {describe_machine('cpu')}.")
+    table.notes.append(f"Batch 1, threads: {torch.get_num_threads()}, {describe_machine('cpu')}.")
     table.notes += [f"{note[0].upper()}{note[1:]}." for note in find_disturbances(timings)]
     table.notes += [f"Not installed: {BACKENDS[name].title}." for name in RUNTIMES if name not in runtimes]
     return table

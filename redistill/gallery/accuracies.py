@@ -23,11 +23,6 @@ class Accuracy:
     teacher: float | None
     student: float | None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether both are."""
-        return self.teacher is not None and self.student is not None
-
 
 def read_accuracies(path: str | Path) -> dict[str, Accuracy]:
     """Accuracies by model, from JSON or CSV (by the file's ending).

@@ -10,10 +10,12 @@ from html import escape
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from redistill.gallery.entries import Entry
+from redistill.gallery.picture import span
 from redistill.report.data import Comparison
 from redistill.report.plots import Curve, Section, outline
 from redistill.wording import KIB, MIB, SMALLEST_MIB, format_bytes
 
+ASIDE = 1.4  # how far the axis of sizes goes beyond the points
 LETTER = 6.3  # width of a small letter
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks
 Scale = Callable[[float], float]
@@ -69,16 +71,15 @@ def draw_footprint(comparison: Comparison) -> str:
 
 def draw_frontier(entries: Sequence[Entry]) -> str:
     """Accuracy against peak memory; each student links to its card."""
-    known = [(position, e) for position, e in enumerate(entries) if e.accuracy is not None and e.accuracy.is_known]
+    known = [(position, entry) for position, entry in enumerate(entries) if entry.known]
     points = [point for _, entry in known for point in _points(entry)]
-    low, high = (f(size for size, _ in points) for f in (min, max))
-    x = FRONTIER.across(math.log(low / 1.25), math.log(high * 1.25))
-    bottom, top = (f(top1 for _, top1 in points) for f in (min, max))
-    spare = 0.15 * (top - bottom) or 1.0
-    y = FRONTIER.up(bottom - spare, top + spare)
+    low, high = min(size for size, _ in points) / ASIDE, max(size for size, _ in points) * ASIDE
+    x = FRONTIER.across(math.log(low), math.log(high))
+    bottom, top = span([top1 for _, top1 in points])
+    y = FRONTIER.up(bottom, top)
     parts = [
-        *_sizes_below(x, low / 1.25, high * 1.25),
-        *_percents(y, bottom - spare, top + spare),
+        *_sizes_below(x, low, high),
+        *_percents(y, bottom, top),
         *(_student_mark(position, entry, x, y) for position, entry in known),
         *(_teacher_mark(entry, x, y) for _, entry in known),
     ]
@@ -87,9 +88,8 @@ def draw_frontier(entries: Sequence[Entry]) -> str:
 
 def _points(entry: Entry) -> tuple[tuple[float, float], tuple[float, float]]:
     """Peak in bytes and accuracy of teacher and student."""
-    assert entry.accuracy is not None
-    peaks = entry.comparison.teacher.peak_bytes, entry.comparison.student.peak_bytes
-    return (peaks[0], entry.accuracy.teacher or 0.0), (peaks[1], entry.accuracy.student or 0.0)
+    teacher, student = entry.known
+    return (entry.comparison.teacher.peak_bytes, teacher), (entry.comparison.student.peak_bytes, student)
 
 
 def _teacher_mark(entry: Entry, x: Scale, y: Scale) -> str:

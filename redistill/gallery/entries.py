@@ -29,6 +29,14 @@ class Entry:
         """What a file of accuracies may call it."""
         return (self.subject, self.comparison.title, self.name)
 
+    @property
+    def known(self) -> tuple[float, ...]:
+        """The teacher's and the student's accuracy in percent; nothing unless both are known."""
+        found = self.accuracy
+        if found is None or found.teacher is None or found.student is None:
+            return ()
+        return found.teacher, found.student
+
     def describe_accuracy(self) -> str:
         """Teacher's and student's accuracy; nothing where neither is known."""
         if self.accuracy is None:

@@ -43,7 +43,7 @@ def write_gallery(
 
 
 def _frontier(entries: Sequence[Entry]) -> str:
-    if not any(e.accuracy is not None and e.accuracy.is_known for e in entries):
+    if not any(entry.known for entry in entries):
         return ""
     about = "From each teacher to its students: how many times less memory, and how many points of accuracy."
     return section("Memory against accuracy", about, draw_frontier(entries))

@@ -24,7 +24,7 @@ def draw_gallery(entries: Sequence[Entry], path: str | os.PathLike[str]) -> None
     Raises:
         RedistillError: ``path`` cannot be written.
     """
-    known = [e for e in entries if e.accuracy is not None and e.accuracy.is_known]
+    known = [entry for entry in entries if entry.known]
     rows = -(-len(entries) // COLUMNS)
     head = max(LEAST_HEAD if known else 0, HEAD + EACH * len(entries))
     figure = make_figure((WIDTH, head + ROW * rows))
@@ -54,29 +54,34 @@ def draw_frontier(axes: Axes, entries: Sequence[Entry]) -> None:
                       color=INK, zorder=5, bbox=HALO)  # fmt: skip
         for entry in group:
             _draw_arrow(axes, (peak / MIB, top1), entry)
-    axes.margins(x=0.12, y=0.16)
+    axes.margins(x=0.15)
+    axes.set_ylim(*span([a for e in entries for a in e.known]))
     _scale_sizes(axes)
     axes.set_xlabel(f"peak activation memory (MiB, {entries[0].comparison.convention} convention)", color=INK)
     axes.set_ylabel("top-1 accuracy (%)", color=INK)
     axes.plot([], [], "s", color=TEACHER, label="teacher")
     axes.plot([], [], "o", color=STUDENT, label="student")
-    axes.legend(loc="lower right", frameon=False, fontsize=10)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=10, ncols=2)
     _style(axes, "Memory against accuracy", "both")
 
 
+def span(percents: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis that shows these accuracies with room for labels, one point above and below at least."""
+    room = max(1.0, 0.16 * (max(percents) - min(percents)))
+    return min(percents) - room, max(percents) + room
+
+
 def _of_teacher(entry: Entry) -> tuple[str, int, float]:
-    assert entry.accuracy is not None
-    return entry.name, entry.comparison.teacher.peak_bytes, entry.accuracy.teacher or 0.0
+    return entry.name, entry.comparison.teacher.peak_bytes, entry.known[0]
 
 
 def _draw_arrow(axes: Axes, start: tuple[float, float], entry: Entry) -> None:
-    assert entry.accuracy is not None
-    end = (entry.comparison.student.peak_bytes / MIB, entry.accuracy.student or 0.0)
+    teacher, student = entry.known
+    end = (entry.comparison.student.peak_bytes / MIB, student)
     arrow = {"arrowstyle": "-|>", "color": STUDENT, "alpha": 0.6, "linewidth": 1.3, "shrinkA": 6, "shrinkB": 5}
     axes.annotate("", end, start, arrowprops=arrow, zorder=2)
     axes.plot(*end, "o", color=STUDENT, markersize=8, zorder=4)
-    fall = entry.accuracy.student - entry.accuracy.teacher  # type: ignore[operator]  # both known
-    text = f"{entry.comparison.ratio:.2f}x, {fall:+.1f}"
+    text = f"{entry.comparison.ratio:.2f}x, {student - teacher:+.1f}"
     axes.annotate(text, end, (0, -15), textcoords="offset points", ha="center", fontsize=9, color=INK, zorder=5,
                   bbox=HALO)  # fmt: skip
 
