@@ -3,6 +3,7 @@
     python -m redistill.trainers.classifier                                  # minutes on a CPU, nothing to download
     accelerate launch -m redistill.trainers.classifier --config stl10/mobilenetv2.yaml --set data.root=/data
     python -m redistill.trainers.classifier --config my.yaml --set distillation.methods=red+kd --set student.budget=8x
+    python -m redistill.trainers.classifier --config digits/int8.yaml        # and its int8 student, trained rounded
     python -m redistill.trainers.classifier --list
 
 One YAML file is one experiment: data, teacher, student, distillation, recipe, run. A run's folder holds the resolved
@@ -37,7 +38,7 @@ from redistill.trainers.config import differences, load, packaged, resolved
 from redistill.trainers.data import DataSets, open_data
 from redistill.trainers.distillation import MAIN, METHODS, Distillation
 from redistill.trainers.errors import CheckpointError
-from redistill.trainers.int8 import check_int8, quantize_student, render_int8
+from redistill.trainers.int8 import check_float_modules, check_int8, quantize_student, render_int8
 from redistill.trainers.loop import Loop, Outcome
 from redistill.trainers.record import table
 from redistill.trainers.settings import ClassifierConfig
@@ -61,6 +62,7 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
     data = open_data(config.data, config.run.seed)
     teachers = obtain_teachers(config, data, folder)
     student = obtain_student(config, teachers[MAIN], data)
+    check_float_modules(config, student)
     task = make_task(config, data, teachers, student)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)
