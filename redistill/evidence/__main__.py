@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument(
-        "names", nargs="*", help=f"{', '.join(NARROWED)}: only models whose name contains one of these"
-    )
+    parser.add_argument("names", nargs="*", help=f"{', '.join(NARROWED)}: only models whose name contains one of these")
     given = parser.parse_args(arguments)
     started = time.perf_counter()
     warnings.filterwarnings("ignore", module="torchvision|diffusers")

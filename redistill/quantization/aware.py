@@ -26,15 +26,15 @@ class FakeQuantized(nn.Module):
     and dropout is off, so training and evaluation compute the same. Gradients pass the rounding unchanged where it does
     not clip. Parameters keep their names, under ``network.``.
 
-    The range of each activation follows a moving average while training, and stands still after ``freeze_after``
-    forward passes; that of each weight is always the weight's own.
+    The range of each activation follows a moving average while training, and stands still from the forward pass
+    ``freeze_after`` on; that of each weight is always the weight's own.
 
     Args:
         model: a trained network, or ``student.tapped()``, whose forward gives ``(output, {name: map})``; not changed.
         calibration: batches that give the first ranges, as for :func:`~redistill.quantization.quantize`.
         example: an example input, batch first.
         float_modules: paths of modules that stay in floating point.
-        freeze_after: forward passes in training mode until ranges are frozen; never by default.
+        freeze_after: the forward pass in training mode, counted from 1, at which ranges are frozen; never by default.
 
     Raises:
         QuantizationError: as ``quantize`` does.

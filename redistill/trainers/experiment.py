@@ -50,6 +50,9 @@ class Experiment(ABC, Generic[Config]):
     def check_settings(self) -> None:
         """Refuse before the work what would fail after it."""
 
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that does not go with the settings."""
+
     def follow_up(self, loop: Loop, student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
         """What comes after the finished loop, with the delivered student; its figures join the summary."""
         return {}

@@ -25,6 +25,7 @@ from redistill.trainers.loop import Loop
 from redistill.trainers.record import table
 from redistill.trainers.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
 from redistill.trainers.students import deliver
+from redistill.trainers.suggestions import suggest
 from redistill.trainers.views import sort_outputs
 from redistill.wording import format_bytes
 
@@ -58,6 +59,14 @@ def check_int8(config: ClassifierConfig) -> None:
         raise ConfigError(f"run.precision={config.run.precision}: int8 is trained in fp32; --set run.precision=no")
 
 
+def check_float_modules(config: ClassifierConfig, student: nn.Module) -> None:
+    """Refuse modules to be left in floating point that the student does not have, before it is trained."""
+    known = dict(student.named_modules())
+    for name in config.quantization.float_modules:
+        if name not in known:
+            raise ConfigError(f"quantization.float_modules: there is no module {name!r}{suggest(name, known)}")
+
+
 def quantize_student(
     config: ClassifierConfig, loop: Loop, student: nn.Module, teacher: nn.Module, folder: Path
 ) -> Figures:
@@ -81,7 +90,8 @@ def quantize_student(
         network = _fake_quantize(config, task, loop.order.batches, example)
         learner = _with_network(task, network)
         learner.show_student, learner.first_stage_epochs = FakeQuantizedView(network), 0
-        trained = Loop(learner, rounded_recipe(config), config.run, folder / FOLDER, config.data.workers)
+        run = replace(config.run, compile=False, brief=True)
+        trained = Loop(learner, rounded_recipe(config), run, folder / FOLDER, config.data.workers)
         trained.run(resume=bool(trained.checkpoints.all()))
         program = network.convert()
         figures["aware"] = _measure(trained, _with_network(task, program))
@@ -158,8 +168,10 @@ def _deliver_weights(student: nn.Module, network: FakeQuantized, folder: Path) -
 def _peaks(network: nn.Module, example: Tensor) -> dict[str, dict[str, int]]:
     """Peak bytes for one image by convention and type."""
 
+    inference = copy.deepcopy(network).cpu().eval()
+
     def peak(convention: str, dtype: str) -> int:
-        return profile(network, example, convention, dtype).peak_bytes
+        return profile(inference, example, convention, dtype).peak_bytes
 
     return {convention: {dtype: peak(convention, dtype) for dtype in DTYPES} for convention in CONVENTIONS}
 

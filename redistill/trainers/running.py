@@ -41,6 +41,7 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
     write_configuration(config, folder, resume)
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])
+    experiment.check_student(student)
     task = join(experiment, student, teachers)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)

@@ -199,7 +199,7 @@ def test_a_student_trained_before_is_taken_as_it_is_and_a_stopped_stage_continue
         (["quantization.mode=int4"], "quantization.mode: 'int4' is not one of none, int8"),
         (["quantization.freeze=1"], "quantization.freeze=1.0: must be 0 or more and below 1"),
         (["run.precision=bf16"], "--set run.precision=no"),
-        (["quantization.float_modules=[head]", "recipe.epochs=0"], "there is no module 'head'"),
+        (["quantization.float_modules=[layer1.shortcut1]"], "did you mean 'layer1.shortcut'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(settings, tmp_path, capsys, changes, words):
