@@ -318,3 +318,5 @@ def test_help_and_list_teach(capsys):
     shown = capsys.readouterr().out
     assert "digits/ddpm_smoke.yaml" in shown
     assert "digits/smoke.yaml" not in shown
+    assert "  mse " in shown
+    assert "  kd " not in shown
