@@ -62,6 +62,11 @@ class Branches(nn.Module):
         return kept.mean((1, 2, 3)) + passing.mean((1, 2, 3))
 
 
+class ReadsItsInputLater(nn.Module):
+    def forward(self, x):
+        return torch.relu(x.flatten(1)).mean() + torch.sigmoid(x).mean()
+
+
 class Sorts(nn.Module):
     def __init__(self):
         super().__init__()
@@ -131,6 +136,13 @@ def test_a_better_order_reaches_the_arena():
     assert plain.planned == (3 + 16 + 24) * MAP
     assert ordered.planned < 28 * MAP
     assert [d.what for d in ordered.differences] in ([], ["alignment to 16 bytes"])
+
+
+def test_an_input_seen_by_a_view_is_not_overwritten():
+    about = subject(ReadsItsInputLater)
+    found = et.certify(about)
+    assert found.account.planned >= found.account.predicted == 2 * 3 * MAP
+    assert relative_error(et.run_program(found.data, (IMAGE,)), [about.reference(IMAGE)]) < 1e-5
 
 
 def test_a_plan_that_overlaps_is_refused(student, monkeypatch):

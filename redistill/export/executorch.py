@@ -130,7 +130,7 @@ def _check_operators(nodes: Sequence[Node]) -> None:
     known = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
     for node in nodes:
         name = getattr(getattr(node.target, "_op", None), "_schema", None)
-        if name is not None and name.name not in known and "et_" not in name.name:
+        if name is not None and name.name not in known:
             raise ExportError(
                 f"ExecuTorch has no kernel for {name.name} in {path_of(node)}; write that layer by other operations, "
                 "or choose --format onnx or pt2"
