@@ -90,7 +90,7 @@ def prepare(
     convention = convention if convention == "arena" else "deploy"
     inputs = tuple(inputs)
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
-    reference = _inference_copy(graph_module, type(model).__name__)
+    reference = copy.deepcopy(model).eval()
     folded = _inference_copy(graph_module, type(model).__name__)
     for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
         rewrite(folded)
