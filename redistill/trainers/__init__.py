@@ -2,6 +2,7 @@
 
 classifier       the command: one YAML an experiment, from data to the delivered student
 comparison       the command: many methods, plans and seeds as one table
+contest          a comparison's rows, runs and scores; accuracy is the classifiers', evaluation.judging the denoisers'
 settings, config what can be set, and how files are read
 loop             time, processes, checkpoints; knows nothing of what it trains
 task             what the loop asks of a task; classification is the classifier's

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def rounded_recipe(config: ClassifierConfig) -> RecipeConfig:
     return replace(own, optimizer=optimizer, schedule=ScheduleConfig(name="cosine"))
 
 
-def render_int8(summary: Figures) -> str:
+def render_int8(summary: Mapping[str, Any]) -> str:
     """What int8 costs in accuracy and what it needs in memory, as two tables."""
     figures, top1 = summary["int8"], summary["last"]["test"]["top1"]
     rows: list[tuple[str, ...]] = [("student", "validation top-1", "test top-1", "against float", "test loss")]
