@@ -56,7 +56,7 @@ class ImageJudge(Judge):
 
     def seeds(self, row: Row) -> Sequence[int]:
         """There is one teacher."""
-        return self.config.seeds[:1] if row == self.reference else self.config.seeds
+        return self.config.seeds[:1] if row == self.reference else super().seeds(row)
 
     def score(self, row: Row, seed: int) -> Scores:
         """Fidelity, and nearness to the teacher's images."""

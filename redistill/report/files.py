@@ -1,4 +1,4 @@
-"""Writing a report: all of it or nothing."""
+"""Writing a file: all of it or nothing."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         reason = error.strerror or type(error).__name__
         raise RedistillError(
-            f"cannot write the report {target}: {reason}; give a file in a folder that exists and can be written to"
+            f"cannot write {target}: {reason}; give a file in a folder that exists and can be written to"
         ) from error

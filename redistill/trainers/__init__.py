@@ -6,6 +6,7 @@ contest          a comparison's rows, runs and scores; accuracy is the classifie
 settings, config what can be set, and how files are read
 loop             time, processes, checkpoints; knows nothing of what it trains
 task             what the loop asks of a task; classification is the classifier's
+int8             the stage that rounds the trained student, and trains it rounded
 views, pairing   how a task sees student and teacher: as graphs whose features are outputs
 distillation     the methods, one a file
 """

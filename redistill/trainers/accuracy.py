@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from redistill.trainers.classifier import train
-from redistill.trainers.contest import PLAIN, Judge, Result, Row, Scores
+from redistill.trainers.contest import PLAIN, ComparisonConfig, Judge, Result, Row, Scores
 from redistill.trainers.settings import ClassifierConfig
 
 REFERENCE = "the teacher's architecture"
@@ -18,9 +18,11 @@ class AccuracyJudge(Judge):
     """Test top-1 of the last weights; the reference is the teacher's architecture given the same extra epochs."""
 
     kind = ClassifierConfig
-    reference = Row(
-        "1x", "teacher", REFERENCE, ("student.budget=null", "student.factors=null", "distillation.methods=none")
-    )
+
+    def __init__(self, config: ComparisonConfig, folder: Path) -> None:
+        super().__init__(config, folder)
+        alone = ("student.budget=null", "student.factors=null", "distillation.methods=none")
+        self.reference = Row("1x", "teacher", REFERENCE, (*alone, *config.reference))
 
     def train(self, settings: ClassifierConfig, place: Path, *, resume: bool) -> None:
         """Carry out one run."""
@@ -37,8 +39,7 @@ class AccuracyJudge(Judge):
         for result in results:
             row, share = result.row, recovered(result, results, self.config.baseline)
             shown = "" if share is None else f"{share:.0%}"
-            accuracy = f"{result.mean(TOP1):.2f} ± {result.spread(TOP1):.2f}"
-            lines.append(f"| {row.plan} | {row.start} | {row.methods} | {accuracy} | {shown} |")
+            lines.append(f"| {row.plan} | {row.start} | {row.methods} | {result.show(TOP1)} | {shown} |")
         return "\n".join(lines)
 
     def draw(self, results: Sequence[Result]) -> None:

@@ -3,6 +3,7 @@
     python -m redistill.trainers.classifier                                  # minutes on a CPU, nothing to download
     accelerate launch -m redistill.trainers.classifier --config stl10/mobilenetv2.yaml --set data.root=/data
     python -m redistill.trainers.classifier --config my.yaml --set distillation.methods=red+kd --set student.budget=8x
+    python -m redistill.trainers.classifier --config digits/int8.yaml        # and its int8 student, trained rounded
     python -m redistill.trainers.classifier --list
 
 One YAML file is one experiment: data, teacher, student, distillation, recipe, run. A run's folder holds the resolved
@@ -24,6 +25,8 @@ from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.command import Command
 from redistill.trainers.config import packaged
 from redistill.trainers.experiment import Experiment, Row
+from redistill.trainers.int8 import check_float_modules, check_int8, quantize_student, render_int8
+from redistill.trainers.loop import Loop
 from redistill.trainers.running import run
 from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.task import Lessons
@@ -51,6 +54,20 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
                 f"write the spec with ?num_classes={self.data.classes}"
             )
 
+    def check_settings(self) -> None:
+        """Refuse an int8 stage that could not be carried out."""
+        check_int8(self.config)
+
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse modules to be left in floating point that the student does not have."""
+        check_float_modules(self.config, student)
+
+    def follow_up(self, loop: Loop, student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+        """The int8 stage, where one is asked for."""
+        if self.config.quantization.mode == "none":
+            return {}
+        return {"int8": quantize_student(self.config, loop, student, teacher, self.folder)}
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         """Top-1."""
         return f"top-1 {metrics['top1']:.2f} %"
@@ -63,6 +80,10 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
             figures = (validation["top1"], test["top1"], test["top5"])
             rows.append((name, *(f"{value:.2f} %" for value in figures), f"{test['loss']:.4f}"))
         return rows
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        """What int8 costs, where there is an int8 student."""
+        return ["", render_int8(summary)] if "int8" in summary else []
 
 
 def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:

@@ -18,11 +18,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from redistill.cli import positive
 from redistill.errors import ConfigError, RedistillError
 from redistill.trainers.acceleration import leave_processes, processes
 from redistill.trainers.accuracy import AccuracyJudge
 from redistill.trainers.config import load, packaged, read_file
-from redistill.trainers.contest import ComparisonConfig, Judge, compare
+from redistill.trainers.contest import ComparisonConfig, Judge, compare, finish_together
 
 
 def read_comparison(name: str, assignments: Sequence[str]) -> ComparisonConfig:
@@ -63,11 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="A=VALUE",
         help="change one setting of the comparison (seeds=[0]) or of all its runs (data.root=/data); repeatable",
     )
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time; %(default)s")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("redistill").setLevel(logging.INFO)
     try:
         judge = choose_judge(read_comparison(options.config, options.set), Path(options.folder))
+        if options.jobs > 1:
+            finish_together(judge, options.jobs)
         results = compare(judge)
     except RedistillError as error:
         sys.stderr.write(f"error: {error}\n")

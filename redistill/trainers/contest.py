@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import torch
+from tqdm import tqdm
 
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import write_atomically
@@ -24,11 +30,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GridConfig:
-    """All combinations of these plans, starts and methods; plans and starts are named settings."""
+    """All combinations of these plans, starts and methods; plans and starts are named settings.
+
+    Attributes:
+        seeds: those of this grid, instead of the comparison's.
+    """
 
     plans: dict[str, Settings] = field(default_factory=dict)
     starts: dict[str, Settings] = field(default_factory=dict)
     methods: tuple[str, ...] = (PLAIN,)
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class ComparisonConfig:
 
     Attributes:
         baseline: the start whose run without a method defines the gap, of classifiers.
+        reference: what is set in the reference's runs, of classifiers.
         evaluation: how denoisers are evaluated, see :class:`redistill.evaluation.evaluating.EvaluationConfig`.
     """
 
@@ -45,18 +57,20 @@ class ComparisonConfig:
     settings: Settings = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str = "scratch"
+    reference: Settings = ()
     grids: tuple[GridConfig, ...] = ()
     evaluation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table; without seeds of its own it has the comparison's."""
 
     plan: str
     start: str
     methods: str
     settings: Settings
+    seeds: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,6 +94,12 @@ class Result:
         values = [scores[name] for scores in self.scores]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
+    def show(self, name: str) -> str:
+        """Mean and spread, or what a single seed gave."""
+        if len(self.scores) == 1:
+            return f"{self.mean(name):.2f} (1 seed)"
+        return f"{self.mean(name):.2f} ± {self.spread(name):.2f}"
+
 
 class Judge(ABC):
     """How the runs of one kind of experiment are made, scored and shown.
@@ -90,7 +110,7 @@ class Judge(ABC):
     """
 
     kind: ClassVar[type[ExperimentConfig]]
-    reference: ClassVar[Row]
+    reference: Row
 
     def __init__(self, config: ComparisonConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -113,7 +133,7 @@ class Judge(ABC):
 
     def seeds(self, row: Row) -> Sequence[int]:
         """The seeds of a row."""
-        return self.config.seeds
+        return row.seeds or self.config.seeds
 
     def place(self, row: Row, seed: int) -> Path:
         """The folder of a run."""
@@ -141,9 +161,27 @@ def rows(config: ComparisonConfig, reference: Row) -> list[Row]:
             for start, start_settings in grid.starts.items():
                 for methods in grid.methods:
                     settings = (*plan_settings, *start_settings, f"distillation.methods={methods}")
-                    row = Row(plan, start, methods, settings)
+                    row = Row(plan, start, methods, settings, grid.seeds)
                     found.setdefault(row.name, row)
     return list(found.values())
+
+
+def finish_together(judge: Judge, jobs: int) -> None:
+    """Make all runs in so many processes with equal parts of the cores, after the first, which trains the teacher."""
+    runs = [(row, seed) for row in rows(judge.config, judge.reference) for seed in judge.seeds(row)]
+    judge.score(*runs[0])
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
+        futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, *run) for run in runs[1:]]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+            future.result()
+
+
+def _share_cores(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, row: Row, seed: int) -> None:
+    kind(config, folder).finish(row, seed)
 
 
 def compare(judge: Judge) -> list[Result]:

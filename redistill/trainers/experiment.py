@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from redistill.trainers.data import DataSets, open_data
+from redistill.trainers.loop import Loop
 from redistill.trainers.settings import ExperimentConfig
 from redistill.trainers.task import Lessons, Task
 
@@ -46,6 +47,16 @@ class Experiment(ABC, Generic[Config]):
             ModelError: naming the model and the remedy.
         """
 
+    def check_settings(self) -> None:
+        """Refuse before the work what would fail after it."""
+
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that does not go with the settings."""
+
+    def follow_up(self, loop: Loop, student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+        """What comes after the finished loop, with the delivered student; its figures join the summary."""
+        return {}
+
     @abstractmethod
     def describe(self, metrics: Mapping[str, float]) -> str:
         """The figure that matters most, in words."""
@@ -53,3 +64,7 @@ class Experiment(ABC, Generic[Config]):
     @abstractmethod
     def rows(self, summary: Mapping[str, Any]) -> list[Row]:
         """The closing table: its heads, then one row for each set of weights in the summary."""
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines below everything else."""
+        return []

@@ -43,7 +43,7 @@ class Progress:
     """How far a run is: optimizer steps done, the last epoch's end that was seen to, and the best validation so far."""
 
     step: int = 0
-    ended: int = 0
+    ended: int = -1
     best_step: int = -1
     best: float = float("nan")
     start: Metrics = field(default_factory=dict)
@@ -95,6 +95,8 @@ class Loop:
             while self.progress.step < self.total:
                 self._train_epoch(interruption, bar)
                 self._end_epoch()
+        if not self.total:
+            self._end_epoch()
         return self._finish()
 
     @property

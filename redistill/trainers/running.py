@@ -37,9 +37,11 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
     config, folder = experiment.config, experiment.folder
+    experiment.check_settings()
     write_configuration(config, folder, resume)
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])
+    experiment.check_student(student)
     task = join(experiment, student, teachers)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)
@@ -48,6 +50,8 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
         summary["teacher"] = measure_teacher(experiment, loop, teachers[MAIN])
     if loop.accelerator.is_main_process:
         deliver(student, folder / "student")
+    summary |= experiment.follow_up(loop, student, teachers[MAIN])
+    if processes().is_main_process:
         write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -87,6 +91,7 @@ def render(experiment: Experiment[Any], summary: dict[str, Any]) -> str:
             f"before training: validation {experiment.describe(summary['start'])}",
             f"parameters: {summary['parameters']:,}; helpers while training, not delivered: {helpers}",
             f"student, curves and log: {experiment.folder}",
+            *experiment.remarks(summary),
         ]
     )
 

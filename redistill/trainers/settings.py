@@ -63,7 +63,8 @@ class RecipeConfig:
     """How a network is optimised.
 
     Attributes:
-        epochs: passes over the training set; `steps`, where given, counts optimizer steps instead.
+        epochs: passes over the training set, 0 to leave the network as it is; `steps`, where given, counts optimizer
+            steps instead.
         batch_size: images of one optimizer step, over all processes and accumulated parts.
         accumulation: parts into which each process divides its share of a batch.
         clip_norm: the largest gradient norm, or none.
@@ -80,7 +81,8 @@ class RecipeConfig:
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation"):
+        _require(self.epochs >= 0, f"recipe.epochs={self.epochs}: must be 0 or more")
+        for name in ("batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, f"recipe.{name}={getattr(self, name)}: must be 1 or more")
         _require(self.ema is None or 0 < self.ema < 1, f"recipe.ema={self.ema}: must lie between 0 and 1")
 
@@ -216,6 +218,34 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """Int8 after the float epochs: the student is rounded, then trained rounded by the same losses and teachers.
+
+    To go on from a student trained before, set student.folder, student.recalibrate=0 and recipe.epochs=0.
+
+    Attributes:
+        epochs: passes over the training set with rounded weights and activations; 0 only rounds.
+        learning_rate: at their start; it falls to zero by a cosine. All else is as in the float recipe.
+        images: held-out training images from which activations get their first ranges.
+        freeze: the last share of the steps, in which ranges stand still.
+        float_modules: paths of modules that stay in floating point.
+    """
+
+    mode: Literal["none", "int8"] = "none"
+    epochs: int = 5
+    learning_rate: float = 0.005
+    images: int = 512
+    freeze: float = 0.25
+    float_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, f"quantization.epochs={self.epochs}: must be 0 or more")
+        _require(self.learning_rate > 0, f"quantization.learning_rate={self.learning_rate}: must be above 0")
+        _require(self.images >= 1, f"quantization.images={self.images}: must be 1 or more")
+        _require(0 <= self.freeze < 1, f"quantization.freeze={self.freeze}: must be 0 or more and below 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The machine's side: where results go, precision, checkpoints.
 
@@ -262,6 +292,7 @@ class ExperimentConfig:
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
     recipe: RecipeConfig = RecipeConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     run: RunConfig = RunConfig()
 
 

@@ -158,7 +158,7 @@ def _taps(analysis: Analysis, by_stage: Sequence[int], wishes: Wishes) -> tuple[
 
 def explain(analysis: Analysis, limit: int) -> str:
     """Why no plan fits: the best that can be had, what is alive at its peak, and the stages that may not shrink."""
-    by_stage, best = _smallest(analysis)
+    by_stage, best = smallest(analysis)
     alive = ", ".join(f"{b.module or b.node} {format_shape(b.shape)} {format_bytes(b.bytes)}" for b in best.live[:4])
     fixed = "; ".join(f"{s.name} cannot be pooled, for {s.fixed}" for s in analysis.stages.stages if s.fixed)
     factors = ",".join(str(by_stage[s.index]) for s in analysis.stages.free)
@@ -170,7 +170,7 @@ def explain(analysis: Analysis, limit: int) -> str:
     )
 
 
-def _smallest(analysis: Analysis) -> tuple[tuple[int, ...], MemoryProfile]:
+def smallest(analysis: Analysis) -> tuple[tuple[int, ...], MemoryProfile]:
     """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do."""
     problem = _problem(analysis, with_taps=False, restore_deepest=False)
     for _ in range(MAX_ATTEMPTS):

@@ -1,0 +1,19 @@
+"""Export: a teacher or student as a file that runs elsewhere, and the proof of the memory that it needs.
+
+    subject = prepare(student, inputs)
+    exported = export(subject, "student.pte", "executorch-portable")
+    print(exported.account)  # the planned arena beside the predicted one
+
+subject      what is exported: captured, batch norms folded, in the order of least memory if so wished
+formats      the kinds of file; executorch, onnx, pt2 and tflite build and run them
+lowering     to ExecuTorch's dialect; planning lays out its arena, accounting explains it to the byte
+parity       a file is run and compared with its network before it is written
+calibration  images for int8; metadata is what a file says of itself
+"""
+
+from redistill.export.errors import ExportError, MissingExtraError
+from redistill.export.exporting import Exported, export
+from redistill.export.formats import FORMATS
+from redistill.export.subject import Subject, make_int8, prepare
+
+__all__ = ["FORMATS", "ExportError", "Exported", "MissingExtraError", "Subject", "export", "make_int8", "prepare"]

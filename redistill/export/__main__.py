@@ -1,0 +1,127 @@
+"""``python -m redistill.export``: a student or a teacher in, a file that runs on a device out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import redistill
+from redistill import recipe
+from redistill.cli import (
+    CONVENTION_HELP,
+    MODEL_HELP,
+    add_model_options,
+    check_writable,
+    load,
+    positive,
+    run,
+    write_json,
+)
+from redistill.export.calibration import calibration_batches
+from redistill.export.exporting import check_free, check_quantized, export
+from redistill.export.formats import FORMATS, format_named
+from redistill.export.metadata import describe_data, describe_inputs, find_experiment, find_student
+from redistill.export.rendering import render, to_json
+from redistill.export.subject import make_int8, prepare
+from redistill.models import example_inputs, load_model
+from redistill.student import Student
+
+EXAMPLES = """examples:
+  python -m redistill.export runs/digits/smoke/student --format executorch-portable
+  python -m redistill.export runs/digits/smoke/student --format executorch --quantize int8
+  python -m redistill.export --model torchvision:resnet18 --format onnx --output resnet18.onnx
+  python -m redistill.export student --format pt2 --quantize int8 --calibration photographs/
+
+A file is run in its own runtime and compared with the network before it is written; one that differs is refused.
+exit codes: 0 done, 2 something given cannot be used"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    formats = "\n".join(f"  {f.name:20} {f.about}" for f in FORMATS.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m redistill.export",
+        description="Export a student, or any model, to a file that runs elsewhere, its parity and memory checked.",
+        epilog=f"formats:\n{formats}\n\n{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("student", nargs="?", metavar="STUDENT_DIR", help="a saved student, or the folder of its run")
+    group = parser.add_argument_group("the file")
+    group.add_argument("--format", choices=FORMATS, default="executorch", help="default: %(default)s")
+    group.add_argument(
+        "--output", metavar="FILE", help="default: the student's or model's name with the format's suffix"
+    )
+    group.add_argument("--force", action="store_true", help="replace a file that exists")
+    group.add_argument("--reorder", action="store_true", help="first put operations into the order of least memory")
+    group.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="the result as JSON, to a file or standard output"
+    )
+    group = parser.add_argument_group("int8")
+    group.add_argument("--quantize", choices=("int8",), help="round weights and activations after training")
+    group.add_argument(
+        "--calibration",
+        metavar="CONFIG|FOLDER",
+        help="images to measure ranges by: an experiment, of which images held out of training are taken, or a folder "
+        "(default: the experiment that the student was trained by)",
+    )
+    group.add_argument("--samples", type=positive, default=128, metavar="N", help="images (default: %(default)s)")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="change the experiment, as in data.root=/data"
+    )
+    add_model_options(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    given = build_parser().parse_args(arguments)
+    chosen = format_named(given.format)
+    check_quantized(chosen, given.quantize is not None)
+    folder = find_student(Path(given.student)) if given.student else None
+    output = Path(given.output or _default_name(folder, given) + chosen.suffix)
+    check_writable(str(output), given.json)
+    check_free(output, force=given.force)
+    model, inputs, about = _open_student(folder) if folder else _open_model(given)
+    experiment = find_experiment(folder) if folder else None
+    if experiment is not None:
+        about |= describe_data(experiment.config.data)
+    convention = model.record.provenance.convention if isinstance(model, Student) else given.convention
+    subject = prepare(model, inputs, convention, given.reorder, about)
+    if given.quantize:
+        images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set)
+        subject = make_int8(subject, images, convert=not chosen.quantizes)
+    exported = export(subject, output, given.format, given.force)
+    if given.json:
+        write_json(to_json(exported, subject, model), given.json)
+    if given.json != "-":
+        sys.stdout.write(render(exported, subject, model) + "\n")
+    return 0
+
+
+def _default_name(folder: Path | None, given: argparse.Namespace) -> str:
+    name = folder.absolute().name if folder else given.model.partition("?")[0].rpartition(":")[2]
+    return f"{name}-int8" if given.quantize else name
+
+
+def _open_student(folder: Path) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
+    student = redistill.load_student(folder).eval()
+    origin = student.record.provenance
+    shapes = [spec.shape for spec in origin.inputs]
+    assert origin.model is not None, "a student without a model spec cannot be loaded from its folder"
+    teacher = load_model(origin.model, "random")
+    inputs = example_inputs(origin.model, teacher, shapes[:1])
+    return student, inputs, {"student": recipe.read(folder), "inputs": describe_inputs(inputs)}
+
+
+def _open_model(given: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
+    model, inputs, weights = load(given)
+    return model, inputs, {"model": given.model, "weights": weights, "inputs": describe_inputs(inputs)}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,71 @@
+"""What is said of an exported file: on the terminal and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from redistill.export.exporting import Exported
+from redistill.export.subject import Subject
+from redistill.student import Student
+from redistill.wording import format_bytes, format_shapes
+
+
+def render(exported: Exported, subject: Subject, model: nn.Module) -> str:
+    """A few lines: what was exported, its memory, its parity, and where it is."""
+    lines = [("network", f"{type(model).__name__} at {format_shapes(subject.inputs)}"), *_memory(subject, model)]
+    if exported.account is not None:
+        lines.append(("arena", f"{exported.account.planned:,} bytes planned; {_compare(exported)}"))
+    if exported.own_plans is not None:
+        lines.append(("", f"{exported.own_plans['greedy']:,} bytes if ExecuTorch plans it by itself"))
+    if exported.format == "executorch":
+        lines.append(("", "what XNNPACK takes while it runs is its own; --format executorch-portable plans every byte"))
+    if exported.interpreter is not None:
+        lines += _interpreter(exported, subject)
+    lines.append(("parity", f"max relative error {exported.parity.relative_error:.1e} in its own runtime"))
+    if exported.quantization_error is not None:
+        lines.append(("int8", f"max relative error {exported.quantization_error:.1e} to the float network"))
+    lines.append(("file", f"{exported.path}  {format_bytes(exported.size)}"))
+    if exported.sidecar is not None:
+        lines.append(("", f"{exported.sidecar}  metadata"))
+    return "\n".join(f"{name:8} {text}" for name, text in lines)
+
+
+def to_json(exported: Exported, subject: Subject, model: nn.Module) -> dict[str, Any]:
+    """The same as plain data."""
+    plain = asdict(exported)
+    plain |= {"path": str(exported.path), "sidecar": exported.sidecar and str(exported.sidecar)}
+    peak = {"convention": subject.convention, "peak_bytes": subject.profile.peak_bytes}
+    if isinstance(model, Student):
+        peak["teacher_peak_bytes"] = model.record.teacher_profile.peak_bytes
+    return {**plain, "predicted": peak, "metadata": subject.metadata}
+
+
+def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
+    peak = subject.profile.peak_bytes
+    kind = f"{subject.convention}{', int8' if subject.calibration else ''}"
+    lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
+    if isinstance(model, Student):
+        teacher = model.record.teacher_profile
+        size = teacher.peak_bytes
+        lines.append(("", f"{format_bytes(size)} its teacher ({teacher.convention}), {size:,} bytes"))
+    return lines
+
+
+def _interpreter(exported: Exported, subject: Subject) -> list[tuple[str, str]]:
+    arena, predicted = exported.interpreter, subject.profile_under("arena").peak_bytes
+    assert arena is not None
+    alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
+    return [
+        ("arena", f"{arena.total:,} bytes, as the interpreter for microcontrollers reports it"),
+        ("", f"{arena.activations:,} for activations (predicted {predicted:,}), {arena.persistent:,} for its records"),
+        ("", f"{arena.live:,} alive at once in the converted graph: {alive}"),
+    ]
+
+
+def _compare(exported: Exported) -> str:
+    assert exported.account is not None
+    same = exported.account.planned == exported.account.predicted
+    return "equal to the prediction" if same else f"predicted plus {exported.account}"

@@ -1,0 +1,173 @@
+"""What is exported: a teacher or a student as inference runs it, with its inputs and what is known of its memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from redistill.export.errors import ExportError
+from redistill.export.quiet import quietly
+from redistill.memory.conventions import MemoryProfile
+from redistill.memory.profiling import profile_record
+from redistill.memory.recording import GraphRecord, record_graph
+from redistill.passes.fold_batch_norm import FoldBatchNormPass
+from redistill.passes.reorder import ReorderPass
+from redistill.passes.strip_guards import StripGuardsPass
+from redistill.tracing.capture import capture
+
+TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network ready for export.
+
+    Attributes:
+        reference: the network as it was given, in eval mode: what every exported file is compared with.
+        graph_module: its graph with batch norms folded, over its own copy of the weights.
+        inputs: the example inputs; their shapes are those of the file.
+        convention: how its memory is predicted and, where the format has an arena, planned: ``deploy`` or ``arena``.
+        record: the recorded graph.
+        metadata: what the file says of itself.
+        calibration: for an int8 file, the batches that its ranges are measured on, shaped like the example.
+        int8: the int8 network, where it is not the format that makes it.
+    """
+
+    reference: nn.Module
+    graph_module: GraphModule
+    inputs: tuple[Tensor, ...]
+    convention: str
+    record: GraphRecord
+    metadata: dict[str, Any] = field(default_factory=dict)
+    calibration: tuple[Tensor, ...] = ()
+    int8: GraphModule | None = None
+
+    @property
+    def deployed(self) -> GraphModule:
+        """The graph that goes into the file."""
+        return self.int8 if self.int8 is not None else self.graph_module
+
+    @property
+    def profile(self) -> MemoryProfile:
+        """The predicted memory."""
+        return self.profile_under(self.convention)
+
+    def profile_under(self, convention: str) -> MemoryProfile:
+        """The predicted memory under another convention."""
+        return profile_record(self.record, convention)
+
+    @property
+    def overwriting(self) -> frozenset[str]:
+        """The operations whose result may overwrite an input that dies."""
+        if self.convention != "deploy":
+            return frozenset()
+        return frozenset(o.node for o in self.record.operations if o.overwrites)
+
+
+def prepare(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    convention: str = "deploy",
+    reorder: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> Subject:
+    """Capture ``model`` (unless it is a graph already), fold its batch norms and record it; ``model`` is not changed.
+
+    With ``reorder`` the operations come in the order of least memory. ``graph`` and ``eager`` describe PyTorch's own
+    runs, not a file's: such a student is exported under ``deploy``.
+
+    Raises:
+        ModelError, TraceError: the model does not run on the inputs or cannot be traced.
+    """
+    convention = convention if convention == "arena" else "deploy"
+    inputs = tuple(inputs)
+    graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
+    reference = _inference_copy(graph_module, type(model).__name__)
+    folded = _inference_copy(graph_module, type(model).__name__)
+    for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
+        rewrite(folded)
+    if reorder:
+        _shape_placeholders(folded, inputs)
+        ReorderPass(convention)(folded)
+    return Subject(reference, folded, inputs, convention, record_graph(folded, inputs), dict(metadata or {}))
+
+
+def _inference_copy(graph_module: GraphModule, name: str) -> GraphModule:
+    """The graph over copies of its modules, in eval mode."""
+    plain = GraphModule(graph_module, graph_module.graph, name)
+    plain.meta.clear()
+    return copy.deepcopy(plain).eval()
+
+
+def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
+    for node, x in zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=False):
+        node.meta.update(shape=tuple(x.shape), dtype=x.dtype)
+
+
+def make_int8(subject: Subject, calibration: Sequence[Tensor], convert: bool = True) -> Subject:
+    """The subject as an int8 network, its ranges measured on ``calibration``; its memory is counted in int8 too.
+
+    Args:
+        subject: a float one.
+        calibration: batches shaped like its example.
+        convert: quantise here; False leaves that to a format which does it by itself.
+
+    Raises:
+        QuantizationError: calibration data of another shape, or a network that cannot be quantised.
+    """
+    return replace(
+        subject,
+        int8=_quantize(subject, calibration) if convert else None,
+        calibration=tuple(calibration),
+        record=record_graph(subject.graph_module, subject.inputs, "int8"),
+        metadata={**subject.metadata, "quantization": "int8"},
+    )
+
+
+def _quantize(subject: Subject, calibration: Sequence[Tensor]) -> GraphModule:
+    from redistill.quantization import quantize
+
+    with quietly():
+        return quantize(subject.graph_module, calibration, subject.inputs)
+
+
+def trace_program(subject: Subject) -> ExportedProgram:
+    """The ``torch.export`` program of what goes into the file.
+
+    Raises:
+        ExportError: an operation that torch.export cannot capture.
+    """
+    try:
+        with quietly(), torch.no_grad():
+            return torch.export.export(subject.deployed, subject.inputs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"{type(subject.reference).__name__} cannot be exported: {reason}") from error
+
+
+def trial_inputs(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Inputs on which a file is compared with its network: the example, then random ones of the same shapes."""
+    generator = torch.Generator().manual_seed(1)
+    trials = [tuple(inputs)]
+    for _ in range(TRIALS - 1):
+        trials.append(tuple(_another(x, generator) for x in inputs))
+    return trials
+
+
+def _another(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Normally distributed values; whole numbers (a timestep, a label) stay as they are."""
+    return torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of an output, in order."""
+    leaves = tree_leaves(dict(output) if isinstance(output, dict) else output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
