@@ -174,7 +174,7 @@ def test_the_error_is_that_of_what_is_predicted(tmp_path, prediction):
     images = batch["inputs"]
 
     def exact(noisy, timestep):
-        image, noise = (scale for scale in schedule.scales(timestep, images))
+        image, noise = schedule.scales(timestep, images)
         drawn = (noisy - image * images) / noise
         return {"epsilon": drawn, "sample": images, "v": image * drawn - noise * images}[prediction]
 
