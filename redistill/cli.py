@@ -17,6 +17,7 @@ from redistill.errors import RedistillError
 from redistill.memory.conventions import CONVENTIONS
 from redistill.memory.recording import ITEM_SIZES
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
+from redistill.report.files import write_atomically
 
 CONVENTION_HELP = """conventions of peak memory (bytes of activations alive at once; weights never count):
   deploy  batch norm folded, activations and sums overwrite a dying input, input freed after its last use (default)
@@ -82,13 +83,20 @@ def check_writable(*paths: str | None) -> None:
             raise RedistillError(f"cannot write {path}: {parent} is not a writable folder; choose another place")
 
 
+def check_absent(*paths: str | None) -> None:
+    """Raise if an output exists already."""
+    for path in paths:
+        if path is not None and path != "-" and Path(path).exists():
+            raise RedistillError(f"{path} exists; choose another name, or write over it with --force")
+
+
 def write_json(data: dict[str, Any], path: str) -> None:
     """To the file, or to standard output for ``-``."""
     text = json.dumps(data, indent=2)
     if path == "-":
         sys.stdout.write(text + "\n")
     else:
-        Path(path).write_text(text + "\n")
+        write_atomically(path, f"{text}\n".encode())
 
 
 def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Int8 after training: what is quantised, what it computes, and what is refused."""
 
+import operator
 import sys
 
 import pytest
@@ -175,3 +176,16 @@ def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch.backends.xnnpack.quantizer.xnnpack_quantizer", None)
     with pytest.raises(QuantizationError, match=r"int8 needs .*pip install 'redistill\[export\]'"):
         quantize(small(), [images(2)], EXAMPLE)
+
+
+def test_xnnpack_takes_the_whole_network_and_computes_the_same(program):
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    exported = torch.export.export(program, (EXAMPLE,))
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+    called = [node.target for node in lowered.exported_program().graph.nodes if node.op == "call_function"]
+    assert [str(target) for target in called] == ["executorch_call_delegate", str(operator.getitem)]
+    method = Runtime.get().load_program(lowered.to_executorch().buffer).load_method("forward")
+    assert relative_error(method.execute([EXAMPLE])[0], program(EXAMPLE)) < 0.03

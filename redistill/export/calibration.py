@@ -12,8 +12,9 @@ from torch import Tensor
 from redistill.export.errors import ExportError
 from redistill.export.metadata import Experiment
 from redistill.trainers.config import load, override, read, resolved
-from redistill.trainers.data import open_data, plain_transform
+from redistill.trainers.data import ImageSet, open_data, plain_transform
 from redistill.trainers.settings import ClassifierConfig, DataConfig
+from redistill.trainers.sources import Images
 from redistill.wording import format_shape
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -83,6 +84,7 @@ def _from_folder(folder: Path, experiment: Experiment | None, example: Tensor) -
     data = experiment.config.data if experiment is not None else DataConfig(channels=example.shape[1])
     prepare = plain_transform(replace(data, image_size=example.shape[-1], test_resize=None))
     kind = "L" if example.shape[1] == 1 else "RGB"
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES):
-        with Image.open(path) as image:
-            yield prepare(image.convert(kind))
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+    images = Images(lambda index: Image.open(paths[index]).convert(kind), torch.zeros(len(paths), dtype=torch.long))
+    prepared = ImageSet(images, torch.arange(len(paths)), prepare)
+    return (prepared[index]["inputs"] for index in range(len(paths)))

@@ -118,7 +118,9 @@ class Recorder(MemoryMeter):
 class ShapeInterpreter(Interpreter):
     """Runs a graph in eval mode on fake tensors, a batch norm in a tenth of the time its fake kernel takes."""
 
-    extra_traceback = False  # an error's message stays the one line it was
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.extra_traceback = False  # an error's message stays the one line it was
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A batch norm yields a map like its input; all else runs as it is."""

@@ -58,6 +58,17 @@ def refit(module: nn.Module, stride: Fraction, source: Pair, target: Pair) -> Fi
     return Fit(fitted, crop)
 
 
+def widen(convolution: nn.Module, times: int) -> nn.Module:
+    """A copy with ``times`` copies of each output channel side by side: shuffled into space they enlarge its output."""
+    widened: Any = copy.copy(convolution)
+    widened._parameters = dict(widened._parameters)
+    widened.out_channels *= times
+    for name, value in convolution._parameters.items():
+        if value is not None:
+            widened._parameters[name] = nn.Parameter(value.detach().repeat_interleave(times, 0), value.requires_grad)
+    return widened  # type: ignore[no-any-return]
+
+
 def _fit_convolution(module: Any, stride: int, source: Pair, target: Pair) -> Pair:
     module.stride = (stride, stride)
     own_forward = type(module).forward is not nn.Conv2d.forward  # pads by itself, from the stride

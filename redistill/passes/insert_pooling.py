@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from operator import getitem
@@ -11,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.memory.recording import ShapeInterpreter
-from redistill.passes.geometry import Pair, UnreachableGridError, refit
+from redistill.passes.geometry import Pair, UnreachableGridError, refit, widen
 
 RESTRIDE = "restride"
 
@@ -26,8 +28,10 @@ RESTRIDE = "restride"
 class Restride:
     """What a plan asks of an operation: the stride (input side over output side) and the grid of its output.
 
-    With ``enlarge`` the operation runs at stride 1 and its output is enlarged so many times: the tail of a denoiser or
-    segmenter, which must return to the teacher's grid.
+    With ``enlarge`` a convolution runs at stride 1 and its output is enlarged so many times: the tail of a denoiser or
+    segmenter, which must return to the teacher's grid. It gets ``enlarge ** 2`` times its channels, which a pixel
+    shuffle lays out in space (Shi et al. 2016, arXiv 1609.05158): no more memory than the output needs, and unlike
+    plain upsampling able to fill in detail. At first the copies of a channel are equal, which is nearest upsampling.
     """
 
     stride: Fraction
@@ -53,7 +57,7 @@ class InsertPoolingPass(PassBase):
         if not any(RESTRIDE in node.meta for node in graph_module.graph.nodes):
             return PassResult(graph_module, False)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.no_grad(), mode:
+        with torch.no_grad(), _quiet(), mode:
             inputs = [
                 torch.empty(n.meta["shape"], dtype=n.meta.get("dtype"))
                 for n in graph_module.graph.find_nodes(op="placeholder")
@@ -62,6 +66,18 @@ class InsertPoolingPass(PassBase):
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
         return PassResult(graph_module, True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log what fails, which our own errors say in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Rewriter(ShapeInterpreter):
@@ -82,7 +98,10 @@ class _Rewriter(ShapeInterpreter):
             return super().run_node(n)
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            raise PlanError(f"the rewritten graph does not fit together at {n.name} ({n.target}): {reason}") from error
+            raise PlanError(
+                f"the rewritten graph does not fit together at {n.name} ({n.target}): {reason}; choose pooling factors "
+                "that divide its grids, or an input whose sides they divide"
+            ) from error
 
     def _rewrite(self, node: Node, order: Restride) -> None:
         if node.op == "call_function" or isinstance(self._module(node), nn.Upsample):
@@ -95,14 +114,16 @@ class _Rewriter(ShapeInterpreter):
         except UnreachableGridError as error:
             error.node = node.name
             raise
-        self._set_module(node, fit.module)
+        with unset_fake_temporarily():  # new weights are real ones
+            module = fit.module if order.enlarge == 1 else widen(fit.module, order.enlarge**2)
+        self._set_module(node, module)
         last = node
         if any(fit.crop):
             index: Any = (..., *(slice(None, -c or None) for c in fit.crop))
             last = self._append(last, lambda graph: graph.call_function(getitem, (node, index)))
         if order.enlarge > 1:
             path = self._free_path(f"{node.name}_upsampling")
-            self.graph_module.add_submodule(path, nn.Upsample(scale_factor=float(order.enlarge), mode="nearest"))
+            self.graph_module.add_submodule(path, nn.PixelShuffle(order.enlarge))
             self._append(last, lambda graph: graph.call_module(path, (last,)))
 
     def _module(self, node: Node) -> nn.Module:

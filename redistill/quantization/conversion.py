@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.fx import GraphModule, Node
 
 from redistill.quantization.folding import bake
@@ -14,7 +15,7 @@ def convert(prepared: GraphModule) -> GraphModule:
     """Replace observers by quantise and dequantise operations, and weights by int8 ones."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    bake(prepared)
+    bake(prepared.to(memory_format=torch.contiguous_format))
     converted = convert_pt2e(prepared)
     for node in list(converted.graph.nodes):
         _drop_round_trip(node)
@@ -22,7 +23,7 @@ def convert(prepared: GraphModule) -> GraphModule:
     # A fresh module: PT2E forbids train() and eval() on its own, which mean nothing here and which evaluation calls.
     program = GraphModule(converted, converted.graph, "Int8")
     program.delete_all_unused_submodules()
-    return program.eval()
+    return program.eval().requires_grad_(False)
 
 
 def _drop_round_trip(node: Node) -> None:

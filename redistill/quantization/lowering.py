@@ -56,7 +56,7 @@ def export(network: nn.Module, inputs: Inputs) -> ExportedProgram:
     try:
         return torch.export.export(network, inputs)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).strip().partition("\n")[0][:200]
         raise QuantizationError(
             f"{type(network).__name__} cannot be exported for inputs {format_shapes(inputs)}: {reason}"
         ) from error

@@ -6,17 +6,21 @@ Imports executorch and torchao; import this module only after :func:`~redistill.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig
+from torchao.quantization.pt2e import FakeQuantize, MovingAveragePerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig, QuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from redistill.quantization.errors import QuantizationError
 from redistill.quantization.folding import FOLDABLE
 
+SMALLEST_SCALE = 2.0**-14
+"""What torch's fused fake quantiser bounds scales by."""
 CLAMPS = (torch.ops.aten.hardtanh.default, torch.ops.aten.relu6.default)
 
 
@@ -36,7 +40,7 @@ class Int8Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
 
     def __init__(self, float_modules: Sequence[str] = (), *, training: bool = False) -> None:
         super().__init__()
-        self.set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=training))
+        self.set_global(configure(training))
         self.float_modules = tuple(float_modules)
         self.set_filter_function(lambda node: not is_inside(node, self.float_modules))
 
@@ -47,6 +51,28 @@ class Int8Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
             if node.target in CLAMPS:
                 annotate_clamped(node, self.global_config, self.filter_fn)
         return super().annotate(model)  # type: ignore[no-any-return]
+
+
+def configure(training: bool) -> QuantizationConfig:
+    """XNNPACK's configuration, with scales down to what torch's fused fake quantiser can have too.
+
+    With the least scale at its default of 2**-12, training would see finer activations than are deployed, and the
+    weights of a RED block's gate, which start that small, would be coarse. Weights are given a fake quantiser that
+    forgets at once what they were; the fused one is not symmetric for a channel whose weights have one sign.
+    """
+    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=training)
+    activation = _with_options(config.input_activation, eps=SMALLEST_SCALE)
+    weight = _with_options(config.weight, eps=SMALLEST_SCALE)
+    if training:
+        observer = MovingAveragePerChannelMinMaxObserver
+        made = FakeQuantize.with_args(observer=observer, averaging_constant=1.0, eps=SMALLEST_SCALE)
+        weight = replace(weight, observer_or_fake_quant_ctr=made)
+    return replace(config, input_activation=activation, output_activation=activation, weight=weight)
+
+
+def _with_options(spec: QuantizationSpec, **options: float) -> QuantizationSpec:
+    made = spec.observer_or_fake_quant_ctr.p  # a partial, which PT2E does not want nested
+    return replace(spec, observer_or_fake_quant_ctr=made.func.with_args(**{**made.keywords, **options}))
 
 
 def annotate_clamped(clamp: Node, config: QuantizationConfig, chosen: Callable[[Node], bool]) -> None:

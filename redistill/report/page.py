@@ -79,7 +79,8 @@ def _comparison_page(c: Comparison) -> str:
     rows = stage_rows(c)
     met = {None: "plain", True: "good", False: "bad"}[c.is_met]
     facts = [c.input, f"activations {c.dtype}" if c.dtype else "", c.weights]
-    return _fill(
+    return fill(
+        "page.html",
         kind="comparison",
         title=escape(c.title),
         subtitle=escape("  ·  ".join(filter(None, facts))),
@@ -91,14 +92,15 @@ def _comparison_page(c: Comparison) -> str:
         ),
         figures=_figures(_comparison_figures(c)),
         sections=_stage_section(rows) + _tap_section(c) + _proof_section(c) + _note_section(c.notes),
-        footer=_footer(f"transformed in {c.seconds:.1f} s"),
-        data=_embed(_comparison_data(c, rows)),
+        footer=footer(f"transformed in {c.seconds:.1f} s"),
+        data=embed(_comparison_data(c, rows)),
     )
 
 
 def _profile_page(profile: MemoryProfile, title: str) -> str:
     groups = group_steps(profile)
-    return _fill(
+    return fill(
+        "page.html",
         kind="profile",
         title=escape(title),
         subtitle=escape(f"activations {profile.dtype}" if profile.dtype else ""),
@@ -108,18 +110,23 @@ def _profile_page(profile: MemoryProfile, title: str) -> str:
         sentence=escape(f"peak activation memory, at {step_place(profile.timeline[profile.peak_step])}"),
         figures=_figures(_profile_figures(profile)),
         sections=_group_section(groups, profile),
-        footer=_footer(),
-        data=_embed(_profile_data(profile, groups)),
+        footer=footer(),
+        data=embed(_profile_data(profile, groups)),
     )
 
 
-def _fill(**parts: str) -> str:
-    """The template with every ``{{name}}`` replaced, once: what is put in is not looked at again."""
-    template = files("redistill.report").joinpath("page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+def fill(template: str, **parts: str) -> str:
+    """A template of this package with every ``{{name}}`` replaced, once: what is put in is not looked at again.
+
+    ``{{style}}`` stands for the style sheet that all pages share.
+    """
+    folder = files("redistill.report")
+    text, style = (folder.joinpath(name).read_text(encoding="utf-8") for name in (template, "style.html"))
+    known = {"style": style.strip(), **parts}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: known[match[1]], text)
 
 
-def _embed(data: Mapping[str, Any]) -> str:
+def embed(data: Mapping[str, Any]) -> str:
     """JSON that no tag can end: ``<`` is written as an escape."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
@@ -193,7 +200,7 @@ def _stage_section(rows: Sequence[StageRow]) -> str:
         for index, row in enumerate(rows)
     ]
     about = "A stage is a part of the network that shares one grid; its peak is the most memory alive while it runs."
-    return _section("Stages", about, _table("Stages of teacher and student", head, body))
+    return section("Stages", about, table("Stages of teacher and student", head, body))
 
 
 def _grids(row: StageRow) -> str:
@@ -207,7 +214,7 @@ def _tap_section(c: Comparison) -> str:
     head = ["Student", "Teacher", "Grid", "Channels"]
     body = [[Cell(t.student), Cell(t.teacher), Cell(format_shape(t.grid)), Cell(str(t.channels))] for t in c.taps]
     about = "Places of equal grid where the student learns from the teacher, through a RED block that stays in it."
-    return _section("Taps", about, _table("Taps", head, body, "words"))
+    return section("Taps", about, table("Taps", head, body, "words"))
 
 
 def _proof_section(c: Comparison) -> str:
@@ -216,12 +223,12 @@ def _proof_section(c: Comparison) -> str:
     if c.plan.peak_bytes != c.student.peak_bytes:
         entries.append(("Promised", f"the plan had promised {format_bytes(c.plan.peak_bytes)}"))
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries)
-    return _section("Proofs", "", f'<dl class="facts">{body}</dl>')
+    return section("Proofs", "", f'<dl class="facts">{body}</dl>')
 
 
 def _note_section(notes: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return _section("Notes", "", f"<ul>{items}</ul>") if notes else ""
+    return section("Notes", "", f"<ul>{items}</ul>") if notes else ""
 
 
 def _group_section(groups: Sequence[Group], profile: MemoryProfile) -> str:
@@ -235,14 +242,16 @@ def _group_section(groups: Sequence[Group], profile: MemoryProfile) -> str:
         ]
         for index, g in enumerate(groups)
     ]
-    return _section("Modules", describe_order(profile), _table("Modules", ["Module", "Steps", "Peak", "MACs"], body))
+    return section("Modules", describe_order(profile), table("Modules", ["Module", "Steps", "Peak", "MACs"], body))
 
 
-def _section(title: str, about: str, body: str) -> str:
+def section(title: str, about: str, body: str) -> str:
+    """A section of the page; ``body`` is markup."""
     return f"<section><h2>{escape(title)}</h2><p class='about'>{escape(about)}</p>{body}</section>"
 
 
-def _table(caption: str, head: Sequence[str], body: Sequence[Sequence[Cell]], kind: str = "numbers") -> str:
+def table(caption: str, head: Sequence[str], body: Sequence[Sequence[Cell]], kind: str = "numbers") -> str:
+    """A table that scrolls sideways where it has no room."""
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in body)
     return (
@@ -260,7 +269,8 @@ def _cell(cell: Cell) -> str:
     return f"<td>{text}{badge}{bar}</td>"
 
 
-def _footer(*facts: str) -> str:
+def footer(*facts: str) -> str:
+    """What the page was made with."""
     made = versions()
     return escape("  ·  ".join([f"Redistill {made['redistill']}", f"torch {made['torch']}", *facts]))
 

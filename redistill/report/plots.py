@@ -55,13 +55,26 @@ def plot(comparison: Comparison, path: str | os.PathLike[str], size: tuple[int, 
         RedistillError: ``path`` cannot be written.
     """
     c = comparison
+    figure = make_figure(size)
+    title = f"{c.title}  {c.input}: {c.ratio:.2f}x less peak activation memory ({c.convention} convention)"
+    draw_comparison(figure, figure.add_subplot(), c, title)
+    write_png(figure, path)
+
+
+def draw_comparison(figure: Figure, axes: Axes, comparison: Comparison, title: str, legend_above: bool = False) -> None:
+    """Draw the memory of teacher and student over their layers into ``axes``; small ones want their legend above."""
+    _draw(figure, axes, title, *outline(comparison), comparison.plan.limit, legend_above)
+
+
+def outline(comparison: Comparison) -> tuple[tuple[Curve, Curve], list[Section]]:
+    """Teacher's and student's curve over the same columns, and the stages as sections of these."""
+    c = comparison
     columns = align_steps(c.teacher, c.student)
     curves = (
         _curve("teacher", TEACHER, c.teacher, [t for t, _ in columns], 0.30),
         _curve("student", STUDENT, c.student, [s for _, s in columns], 0.55),
     )
-    title = f"{c.title}  {c.input}: {c.ratio:.2f}x less peak activation memory ({c.convention} convention)"
-    _draw(path, size, title, curves, _stage_sections(c, columns), c.plan.limit)
+    return curves, _stage_sections(c, columns)
 
 
 def plot_profile(
@@ -76,7 +89,27 @@ def plot_profile(
     sections = [Section(g.name, "", g.first, g.last + 1) for g in group_steps(profile)]
     heading = f"{title}: " if title else ""
     peak = format_bytes(profile.peak_bytes)
-    _draw(path, size, f"{heading}peak activation memory {peak} ({profile.convention} convention)", (curve,), sections)
+    figure = make_figure(size)
+    title = f"{heading}peak activation memory {peak} ({profile.convention} convention)"
+    _draw(figure, figure.add_subplot(), title, (curve,), sections)
+    write_png(figure, path)
+
+
+def make_figure(size: tuple[int, int]) -> Figure:
+    """An empty figure of ``size`` pixels."""
+    return Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, facecolor="white", layout="constrained")
+
+
+def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as a PNG, whole or not at all.
+
+    Raises:
+        RedistillError: ``path`` cannot be written.
+    """
+    buffer = io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]  # savefig would heed the user's settings
+    write_atomically(path, buffer.getvalue())
 
 
 def _curve(name: str, colour: str, profile: MemoryProfile, columns: Sequence[int | None], strength: float) -> Curve:
@@ -106,16 +139,14 @@ def _grids(teacher: Sequence[int], student: Sequence[int]) -> str:
 
 
 def _draw(
-    path: str | os.PathLike[str],
-    size: tuple[int, int],
+    figure: Figure,
+    axes: Axes,
     title: str,
     curves: Sequence[Curve],
     sections: Sequence[Section],
     limit: int | None = None,
+    legend_above: bool = False,
 ) -> None:
-    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     largest = max(max(curve.size) for curve in curves)
     unit, sign = (MIB, "MiB") if largest >= SMALLEST_MIB * MIB else (KIB, "KiB")
     for curve in curves:
@@ -125,11 +156,9 @@ def _draw(
     _style(axes, title, sign, len(curves[0].size), max(largest, limit or 0) / unit)
     _name_sections(figure, axes, sections)
     if len(curves) > 1:
-        axes.legend(loc="upper right", frameon=False, ncols=3, fontsize=10)
+        corner = {"loc": "lower right", "bbox_to_anchor": (1, 1)} if legend_above else {"loc": "upper right"}
+        axes.legend(**corner, frameon=False, ncols=3, fontsize=10)
     _annotate_peaks(axes, curves, unit, limit or 0)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)  # type: ignore[no-untyped-call]  # savefig would heed the user's settings
-    write_atomically(path, buffer.getvalue())
 
 
 def _draw_curve(axes: Axes, curve: Curve, unit: int) -> None:

@@ -38,13 +38,14 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-def warn_of_missing_processes() -> None:
+def warn_of_missing_processes(trainer: str) -> None:
     """Say so where several CPU processes were asked of `accelerate launch`, which starts only one without MPI."""
     asked = "MASTER_ADDR" in os.environ and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
     if asked and uses_cpu():
         logger.warning(
             "accelerate launch starts a single process on a CPU; for N of them: "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m redistill.trainers.classifier ..."
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m redistill.trainers.%s ...",
+            trainer,
         )
 
 

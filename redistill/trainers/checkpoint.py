@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors.torch import save
+from torch import nn
 
 from redistill.trainers.errors import CheckpointError
 
@@ -127,6 +129,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     aside.write_bytes(data)
     _flush(aside)
     aside.replace(path)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's state dict as safetensors, whole or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    write_atomically(path, save(state))
 
 
 def _digest(data: bytes) -> str:

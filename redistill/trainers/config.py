@@ -102,14 +102,21 @@ def method_names(text: str) -> dict[str, Raw]:
     return {name.strip(): {} for name in text.split("+") if name.strip() not in ("", "none")}
 
 
-def read(kind: type[Config], raw: Mapping[str, Any], where: str = "") -> Config:
-    """A frozen dataclass from a mapping; unknown keys and wrong types are errors that name the place."""
+def read(kind: type[Config], raw: Mapping[str, Any], where: str = "", default: Config | None = None) -> Config:
+    """A frozen dataclass from a mapping; unknown keys and wrong types are errors that name the place.
+
+    What the mapping leaves out is as in ``default``, such as the section that an outer dataclass has by default.
+    """
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
+    fields = {field.name: field.default for field in dataclasses.fields(typing.cast(Any, kind))}
     for key in raw:
-        if key not in names:
-            raise ConfigError(f"unknown key {_join(where, str(key))!r}{suggest(str(key), names)}")
-    return kind(**{key: _convert(hints[key], value, _join(where, key)) for key, value in raw.items()})
+        if key not in fields:
+            raise ConfigError(f"unknown key {_join(where, str(key))!r}{suggest(str(key), fields)}")
+    values = {
+        key: _convert(hints[key], value, _join(where, key), getattr(default, key, fields[key]))
+        for key, value in raw.items()
+    }
+    return kind(**values) if default is None else dataclasses.replace(typing.cast(Any, default), **values)
 
 
 def resolved(config: Any) -> Raw:
@@ -131,22 +138,23 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str 
     return found
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
     """A value as the annotated type, or an error that says what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, where)
+        inner = next(a for a in arguments if a is not type(None))
+        return None if value is None else _convert(inner, value, where, default)
     if origin is typing.Literal:
         if value not in arguments:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return read(hint, _mapping(value, where), where)
+        return read(hint, _mapping(value, where), where, default if isinstance(default, hint) else None)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")
         return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
+    if origin in (dict, Mapping):
         opened = method_names(value) if isinstance(value, str) else value
         return {
             str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()

@@ -5,7 +5,7 @@ Validation images come out of the training set, class by class, so that nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from redistill.trainers import seeding
 from redistill.trainers.distillation import TrainingSet
@@ -20,8 +21,32 @@ from redistill.trainers.errors import DataError
 from redistill.trainers.settings import AugmentationConfig, DataConfig
 from redistill.trainers.sources import Images, open_source
 
-Transform = Callable[[Any], Tensor]
 Item = dict[str, Any]
+Key = int | tuple[int, int]
+"""An image's index, or (epoch, index)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transform of images [..., C, H, W]; `draws` says whether it is random, and so made for each image alone."""
+
+    transform: Callable[[Tensor], Tensor]
+    draws: bool = False
+
+    def apply(self, images: Sequence[Tensor], seeds: Sequence[int]) -> Sequence[Tensor]:
+        """Transform the images, each under its seed if that matters; otherwise as one stack where shapes agree."""
+        if self.draws:
+            return [self._draw(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        if len({image.shape for image in images}) > 1:
+            return [self.transform(image) for image in images]
+        return self.transform(torch.stack(tuple(images))).unbind()
+
+    def _draw(self, image: Tensor, seed: int) -> Tensor:
+        with seeding.seeded(seed):
+            return self.transform(image)
+
+
+Transform = Sequence[Step]
 
 
 class ImageSet(Dataset[Item]):
@@ -44,14 +69,27 @@ class ImageSet(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        source = int(self.chosen[index])
-        with seeding.seeded(self.seed, "augmentation", epoch, source):
-            item: Item = {"inputs": self.transform(self.images.get(source))}
-            if self.strong is not None:
-                item["strong"] = self.strong(self.images.get(source))
-        return {**item, "labels": int(self.images.labels[source]), "indices": index}
+    def __getitem__(self, key: Key) -> Item:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Item]:
+        """The items of a batch, which torch's loaders ask for at once."""
+        places = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        sources = [(epoch, int(self.chosen[index])) for epoch, index in places]
+        images = [_as_tensor(self.images.get(source)) for _, source in sources]
+        shown = {"inputs": self._transformed(self.transform, images, sources, "augmentation")}
+        if self.strong is not None:
+            shown["strong"] = self._transformed(self.strong, images, sources, "strong augmentation")
+        labels = [{"labels": int(self.images.labels[source])} for _, source in sources]
+        views = [dict(zip(shown, view, strict=True)) for view in zip(*shown.values(), strict=True)]
+        return [view | label | {"indices": i} for view, label, (_, i) in zip(views, labels, places, strict=True)]
+
+    def _transformed(
+        self, transform: Transform, images: Sequence[Tensor], sources: Sequence[tuple[int, int]], purpose: str
+    ) -> Sequence[Tensor]:
+        for number, step in enumerate(transform):
+            images = step.apply(images, [seeding.derive(self.seed, purpose, number, *place) for place in sources])
+        return images
 
     @property
     def labels(self) -> Tensor:
@@ -155,22 +193,24 @@ def limit_by_class(labels: Tensor, limit: int, seed: int, name: str) -> Tensor:
 
 def train_transform(config: DataConfig, augmentation: AugmentationConfig) -> Transform:
     """Random crop, flip, policy and erasing as configured, then normalisation."""
-    steps: list[Any] = [v2.ToImage(), *_crop(augmentation, config.image_size)]
+    size, random = config.image_size, []
+    if augmentation.crop == "random_resized":
+        random.append(v2.RandomResizedCrop(size, scale=augmentation.scale, antialias=True))
+    elif augmentation.crop == "padded":
+        random.append(v2.RandomCrop(size, padding=augmentation.padding))
     if augmentation.flip:
-        steps.append(v2.RandomHorizontalFlip())
+        random.append(v2.RandomHorizontalFlip())
     if augmentation.policy != "none":
-        steps.append(_POLICIES[augmentation.policy]())
-    steps += _finish(config)
-    if augmentation.erasing > 0:
-        steps.append(v2.RandomErasing(p=augmentation.erasing))
-    return v2.Compose(steps)  # type: ignore[no-any-return]
+        random.append(_POLICIES[augmentation.policy]())
+    resizes = [] if augmentation.crop == "random_resized" else [_resize(size, size)]
+    erases = [Step(v2.RandomErasing(p=augmentation.erasing), draws=True)] if augmentation.erasing > 0 else []
+    varies = [Step(v2.Compose(random), draws=True)] if random else []
+    return [*resizes, *varies, _finish(config), *erases]
 
 
 def plain_transform(config: DataConfig) -> Transform:
     """Resize to the image size, or resize larger and crop the centre, then normalisation."""
-    size = config.image_size
-    steps = [v2.ToImage(), v2.Resize(config.test_resize or size, antialias=True), v2.CenterCrop(size)]
-    return v2.Compose([*steps, *_finish(config)])  # type: ignore[no-any-return]
+    return [_resize(config.test_resize or config.image_size, config.image_size), _finish(config)]
 
 
 _POLICIES: dict[str, Callable[[], Any]] = {
@@ -180,16 +220,18 @@ _POLICIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def _crop(augmentation: AugmentationConfig, size: int) -> list[Any]:
-    if augmentation.crop == "random_resized":
-        return [v2.RandomResizedCrop(size, scale=augmentation.scale, antialias=True)]
-    resize = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
-    return [*resize, v2.RandomCrop(size, padding=augmentation.padding)] if augmentation.crop == "padded" else resize
+def _resize(side: int, size: int) -> Step:
+    return Step(v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(size)]))
 
 
-def _finish(config: DataConfig) -> list[Any]:
+def _finish(config: DataConfig) -> Step:
     """To float in [0, 1], to the number of channels, normalised."""
     channels = config.channels
-    grey_to_colour = v2.Lambda(lambda image: image.expand(channels, -1, -1) if image.shape[0] == 1 else image)
+    grey_to_colour = v2.Lambda(lambda x: x.expand(*x.shape[:-3], channels, -1, -1) if x.shape[-3] == 1 else x)
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (config.mean, config.std))
-    return [v2.ToDtype(torch.float32, scale=True), grey_to_colour, v2.Normalize(mean, std)]
+    return Step(v2.Compose([v2.ToDtype(torch.float32, scale=True), grey_to_colour, v2.Normalize(mean, std)]))
+
+
+def _as_tensor(image: Any) -> Tensor:
+    """An image [C, H, W] of bytes, whether it came from memory or from a file."""
+    return image if isinstance(image, Tensor) else pil_to_tensor(image)

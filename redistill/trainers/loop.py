@@ -27,7 +27,7 @@ from redistill.trainers.errors import CheckpointError, DivergenceError, Interrup
 from redistill.trainers.interruption import Interruption
 from redistill.trainers.monitor import LossMonitor, NotFiniteError
 from redistill.trainers.optimizers import make_optimizer, set_learning_rate
-from redistill.trainers.record import Record, draw_curves
+from redistill.trainers.record import Record, draw_curves, render_grid
 from redistill.trainers.schedule import factor
 from redistill.trainers.settings import RecipeConfig, RunConfig
 from redistill.trainers.task import Batch, Task
@@ -43,7 +43,7 @@ class Progress:
     """How far a run is: optimizer steps done, the last epoch's end that was seen to, and the best validation so far."""
 
     step: int = 0
-    ended: int = 0
+    ended: int = -1
     best_step: int = -1
     best: float = float("nan")
     start: Metrics = field(default_factory=dict)
@@ -95,6 +95,8 @@ class Loop:
             while self.progress.step < self.total:
                 self._train_epoch(interruption, bar)
                 self._end_epoch()
+        if not self.total:
+            self._end_epoch()
         return self._finish()
 
     @property
@@ -157,7 +159,8 @@ class Loop:
         if step >= self.total or epoch % self.run_config.validate_every == 0:
             self._validate()
         self.progress.ended = step
-        self._checkpoint()
+        if step >= self.total or epoch % (self.run_config.save_every or 1) == 0:
+            self._checkpoint()
 
     def _train_on(self, batch: Batch, part: int) -> None:
         """Forward, backward and, where the batch is complete, the optimizer's step."""
@@ -234,6 +237,7 @@ class Loop:
             if self.progress.best_step < 0 or sign * value > sign * self.progress.best:
                 self.progress.best_step, self.progress.best = self.progress.step, value
                 self._save_best()
+            self._draw(f"samples-{self.progress.step:09d}.png")
         self.record.write("validation", self.progress.step, metrics)
 
     def measure(self, dataset: Any, task: Task | None = None) -> Metrics:
@@ -251,18 +255,28 @@ class Loop:
             torch.save(self.task.network.state_dict(), buffer)
             write_atomically(self.folder / BEST, buffer.getvalue())
 
+    def _draw(self, name: str) -> None:
+        """Save a grid of what the network makes, if it makes images."""
+        if self._is_main:
+            with self.accelerator.autocast():
+                images = self.task.picture()
+            if images is not None:
+                write_atomically(self.folder / name, render_grid(images))
+
     def _finish(self) -> Outcome:
-        """Measure the best validated weights, then the last, which stay in the network."""
+        """Measure the last weights, which stay in the network, and the best validated ones where they are others."""
         network, task = self.task.network, self.task
         if self.average is not None:
             network.load_state_dict(self.average.values)
         last = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.accelerator.wait_for_everyone()
-        network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
-        best = self.measure(task.validation_set), self.measure(task.test_set)
-        network.load_state_dict(last)
-        metrics = self.measure(task.validation_set), self.measure(task.test_set)
+        metrics = best = self.measure(task.validation_set), self.measure(task.test_set)
+        if self.progress.best_step < self.progress.step and not self.run_config.brief:
+            network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
+            best = self.measure(task.validation_set), self.measure(task.test_set)
+            network.load_state_dict(last)
         self.record.write("test", self.progress.step, metrics[1])
+        self._draw("samples.png")
         if self._is_main:
             draw_curves(self.record.entries(), self.folder / "curves.png")
         self.accelerator.wait_for_everyone()

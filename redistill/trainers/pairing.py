@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill.errors import TapError
@@ -17,9 +17,18 @@ BEFORE_ACTIVATION = "preactivation:"
 
 
 def is_architecture_of(student: Student, teacher: nn.Module) -> bool:
-    """Whether the student was made of such a teacher: every weight of the teacher has its like in the student."""
+    """Whether the student was made of such a teacher: every weight of the teacher has its like in the student.
+
+    A tail that enlarges its output has a multiple of the teacher's channels.
+    """
     own = student.state_dict()
-    return all(name in own and own[name].shape == value.shape for name, value in teacher.state_dict().items())
+    return all(name in own and _is_like(own[name], value) for name, value in teacher.state_dict().items())
+
+
+def _is_like(weight: Tensor, origin: Tensor) -> bool:
+    if weight.dim() != origin.dim() or weight.shape[1:] != origin.shape[1:]:
+        return False
+    return weight.shape == origin.shape or weight.shape[0] % origin.shape[0] == 0
 
 
 def pair_by_grid(student: Student, teacher: nn.Module, features: Mapping[str, str], output: bool) -> GraphModule:
@@ -30,9 +39,9 @@ def pair_by_grid(student: Student, teacher: nn.Module, features: Mapping[str, st
     Raises:
         TapError: none of the student's maps has the grid of any teacher stage.
     """
-    (spec,) = student.record.provenance.inputs
-    captured = capture(teacher, (spec.example(),), check=False).graph_module
-    stages = {stage.grid: stage for stage in find_stages(captured, (spec.example(),)).stages if not stage.boundary}
+    inputs = _example(student)
+    captured = capture(teacher, inputs, check=False).graph_module
+    stages = {stage.grid: stage for stage in find_stages(captured, inputs).stages if not stage.boundary}
     places = {name: _node(stages[grid], name) for name, grid in _grids(student, features).items() if grid in stages}
     if not places and (features or student.taps):
         grids = ", ".join(f"{height}x{width}" for height, width in stages)
@@ -42,12 +51,15 @@ def pair_by_grid(student: Student, teacher: nn.Module, features: Mapping[str, st
 
 def _grids(student: Student, features: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Height and width of the student's taps and features."""
-    (spec,) = student.record.provenance.inputs
     training = student.training
     with torch.no_grad():
-        _, maps = student.eval().tapped(features)(spec.example())
+        _, maps = student.eval().tapped(features)(*_example(student))
     student.train(training)
     return {name: (value.shape[-2], value.shape[-1]) for name, value in maps.items()}
+
+
+def _example(student: Student) -> tuple[Tensor, ...]:
+    return tuple(spec.example() for spec in student.record.provenance.inputs)
 
 
 def _node(stage: Stage, name: str) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torchvision.utils import save_image
+
 from redistill.trainers.checkpoint import write_atomically
 
 Entry = dict[str, Any]
+VISIBLE = 64
+"""Pixels from which on an image is seen well."""
 
 
 class Record:
@@ -64,6 +71,14 @@ def draw_curves(entries: Sequence[Entry], path: Path) -> None:
         if axis.lines:
             axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def render_grid(images: Tensor) -> bytes:
+    """Images [N, C, H, W] in [0, 1] as a PNG, in rows that are about as many as they are long; small ones enlarged."""
+    buffer, times = io.BytesIO(), max(1, VISIBLE // images.shape[-1])
+    images = images.cpu().repeat_interleave(times, 2).repeat_interleave(times, 3)
+    save_image(images, buffer, format="png", nrow=math.ceil(math.sqrt(len(images))))
+    return buffer.getvalue()
 
 
 def _series(entries: Sequence[Entry], kind: str) -> dict[str, list[tuple[int, float]]]:

@@ -12,7 +12,7 @@ START = 1 / 25
 
 def factor(config: ScheduleConfig, step: int, total: int, steps_per_epoch: int) -> float:
     """The factor for an optimizer step (from 0) of `total`; warm-up rises linearly to the schedule."""
-    warmup = round(config.warmup * steps_per_epoch)
+    warmup = round(config.warmup * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
     after, length = step - warmup, max(1, total - warmup)

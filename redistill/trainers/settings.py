@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ class ScheduleConfig:
 
     Attributes:
         warmup: epochs of linear rise from 0 before the schedule.
+        warmup_steps: optimizer steps of that rise, instead of epochs.
         milestones: epochs after which `step` multiplies by gamma.
         floor: the factor at which `cosine` ends.
         rise: the share of the run in which `one_cycle` rises.
@@ -49,6 +51,7 @@ class ScheduleConfig:
 
     name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
     warmup: float = 0.0
+    warmup_steps: int | None = None
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     floor: float = 0.0
@@ -60,7 +63,8 @@ class RecipeConfig:
     """How a network is optimised.
 
     Attributes:
-        epochs: passes over the training set; `steps`, where given, counts optimizer steps instead.
+        epochs: passes over the training set, 0 to leave the network as it is; `steps`, where given, counts optimizer
+            steps instead.
         batch_size: images of one optimizer step, over all processes and accumulated parts.
         accumulation: parts into which each process divides its share of a batch.
         clip_norm: the largest gradient norm, or none.
@@ -77,7 +81,8 @@ class RecipeConfig:
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation"):
+        _require(self.epochs >= 0, f"recipe.epochs={self.epochs}: must be 0 or more")
+        for name in ("batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, f"recipe.{name}={getattr(self, name)}: must be 1 or more")
         _require(self.ema is None or 0 < self.ema < 1, f"recipe.ema={self.ema}: must lie between 0 and 1")
 
@@ -109,6 +114,7 @@ class DataConfig:
         image_size: height and width in pixels.
         test_resize: the side to which test images are resized before the central crop of image_size.
         channels: 3 repeats grey images; 1 keeps them.
+        attribute: for celeba, the attribute that divides the faces into two classes; one class without it.
         strong: augmentation of a second view of each training image, learnt beside the first (MLLD's recipe).
         validation: share of the training set put aside for validation, class by class.
         train_limit: use only so many training images, class by class.
@@ -120,6 +126,7 @@ class DataConfig:
     image_size: int = 32
     test_resize: int | None = None
     channels: int = 3
+    attribute: str | None = None
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -174,7 +181,8 @@ class StudentConfig:
         folder: a saved student instead of either.
         model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
         weights: a state dict of that architecture.
-        taps: where RED blocks stand: "auto", "none" or a file of places; by default automatic where `red` is a method.
+        taps: where RED blocks stand: "auto", "none" or a file of places, packaged or your own; by default automatic
+            where `red` is a method.
         start: from the teacher's weights or from scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
@@ -210,6 +218,34 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """Int8 after the float epochs: the student is rounded, then trained rounded by the same losses and teachers.
+
+    To go on from a student trained before, set student.folder, student.recalibrate=0 and recipe.epochs=0.
+
+    Attributes:
+        epochs: passes over the training set with rounded weights and activations; 0 only rounds.
+        learning_rate: at their start; it falls to zero by a cosine. All else is as in the float recipe.
+        images: held-out training images from which activations get their first ranges.
+        freeze: the last share of the steps, in which ranges stand still.
+        float_modules: paths of modules that stay in floating point.
+    """
+
+    mode: Literal["none", "int8"] = "none"
+    epochs: int = 5
+    learning_rate: float = 0.005
+    images: int = 512
+    freeze: float = 0.25
+    float_modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, f"quantization.epochs={self.epochs}: must be 0 or more")
+        _require(self.learning_rate > 0, f"quantization.learning_rate={self.learning_rate}: must be above 0")
+        _require(self.images >= 1, f"quantization.images={self.images}: must be 1 or more")
+        _require(0 <= self.freeze < 1, f"quantization.freeze={self.freeze}: must be 0 or more and below 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The machine's side: where results go, precision, checkpoints.
 
@@ -218,9 +254,11 @@ class RunConfig:
         deterministic: torch's deterministic algorithms.
         sync_batchnorm: share batch-norm statistics between processes.
         log_every: steps between log lines; also how often losses are checked for NaN.
-        checkpoint_every: steps between checkpoints besides the one after each epoch.
+        checkpoint_every: steps between checkpoints besides the one after an epoch.
+        save_every: epochs between checkpoints, 1 by default; the last epoch is always saved.
         keep: checkpoints that are kept, 2 or more.
         validate_every: epochs between validations; the last epoch is always validated.
+        brief: at the end measure the last weights alone, neither the best validated ones nor the teacher.
     """
 
     folder: str | None = None
@@ -232,25 +270,35 @@ class RunConfig:
     sync_batchnorm: bool = True
     log_every: int = 10
     checkpoint_every: int | None = None
+    save_every: int | None = None
     keep: int = 2
     validate_every: int = 1
+    brief: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "validate_every"):
-            _require(getattr(self, name) >= 1, f"run.{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("log_every", "validate_every", "save_every"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"run.{name}={value}: must be 1 or more")
         _require(self.keep >= 2, f"run.keep={self.keep}: must be 2 or more, so that one checkpoint is always whole")
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """A whole classifier experiment. Further teachers, by name, are listened to by methods labelled `method@name`."""
+class ExperimentConfig:
+    """What every experiment says. Further teachers, by name, are listened to by methods labelled `method@name`."""
 
-    trainer: Literal["classifier"] = "classifier"
     data: DataConfig = DataConfig()
-    targets: TargetsConfig = TargetsConfig()
     teacher: TeacherConfig = TeacherConfig()
-    teachers: dict[str, TeacherConfig] = field(default_factory=dict)
+    teachers: Mapping[str, TeacherConfig] = field(default_factory=dict)
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
     recipe: RecipeConfig = RecipeConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
     run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ExperimentConfig):
+    """A whole classifier experiment."""
+
+    trainer: Literal["classifier"] = "classifier"
+    targets: TargetsConfig = TargetsConfig()

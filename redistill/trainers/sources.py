@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.datasets.folder import default_loader
 
 from redistill.errors import ConfigError
 from redistill.trainers.errors import DataError
@@ -52,7 +53,7 @@ def open_source(config: DataConfig) -> Source:
 
 def _missing(config: DataConfig, error: Exception) -> str:
     place = Path(config.root).expanduser().resolve()
-    fetched = config.name in ("stl10", "cifar10", "cifar100", "fashion_mnist")
+    fetched = config.name in ("stl10", "cifar10", "cifar100", "fashion_mnist", "celeba")
     remedy = "set data.root to the folder that holds it"
     if fetched:
         remedy += ", or let torchvision fetch it with --set data.download=true"
@@ -128,6 +129,25 @@ def _stl10(config: DataConfig) -> Source:
     return Source(images[0], images[1], parts[0].classes)
 
 
+def _celeba(config: DataConfig) -> Source:
+    """Faces; two classes by an attribute where one is named, otherwise one."""
+    from torchvision.datasets import CelebA
+
+    parts = [CelebA(config.root, split=split, download=config.download) for split in ("train", "test")]
+    names, attribute = [name for name in parts[0].attr_names if name], config.attribute
+    if attribute is not None and attribute not in names:
+        raise ConfigError(f"data.attribute: CelebA has no {attribute!r}{suggest(attribute, names)}")
+    images = [_faces(part, None if attribute is None else names.index(attribute)) for part in parts]
+    return Source(images[0], images[1], ["face"] if attribute is None else [f"not {attribute}", attribute])
+
+
+def _faces(part: Any, attribute: int | None) -> Images:
+    folder = Path(part.root) / part.base_folder / "img_align_celeba"
+    count = len(part.filename)
+    labels = torch.zeros(count, dtype=torch.long) if attribute is None else part.attr[:, attribute].long()
+    return Images(lambda index: default_loader(str(folder / part.filename[index])), labels)
+
+
 def _imagenet(config: DataConfig) -> Source:
     from torchvision.datasets import ImageNet
 
@@ -163,6 +183,7 @@ SOURCES: Mapping[str, Callable[[DataConfig], Source]] = {
     "cifar10": _cifar("CIFAR10"),
     "cifar100": _cifar("CIFAR100"),
     "stl10": _stl10,
+    "celeba": _celeba,
     "imagenet": _imagenet,
     "image_folder": _image_folder,
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import redistill
@@ -17,15 +16,18 @@ from redistill.errors import ConfigError
 from redistill.models import load_model
 from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes
-from redistill.trainers.data import DataSets
+from redistill.trainers.checkpoint import save_weights
+from redistill.trainers.config import find_file
 from redistill.trainers.distillation.red import RED
-from redistill.trainers.settings import ClassifierConfig, StudentConfig
+from redistill.trainers.experiment import Experiment
+from redistill.trainers.settings import StudentConfig
 
 
-def obtain_student(config: ClassifierConfig, teacher: nn.Module, data: DataSets) -> nn.Module:
+def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module:
     """The student, from the teacher's weights or from scratch; a plain copy of the teacher where nothing is asked."""
+    config = experiment.config
     student = config.student
-    example = data.calibration[0]["inputs"][None]
+    example = experiment.inputs([0])
     with seeding.seeded(config.run.seed, "student"):
         spec = student.model or config.teacher.model
         inherits = student.start == "teacher" and student.model is None
@@ -33,7 +35,7 @@ def obtain_student(config: ClassifierConfig, teacher: nn.Module, data: DataSets)
         taps = student.taps or ("auto" if listens_to_taps(config.distillation.methods) else "none")
         made = _make(replace(student, taps=taps), spec, origin, example)
     if student.recalibrate and (inherits or student.weights is not None):
-        recalibrate(made, data, student.recalibrate, config.recipe.batch_size)
+        recalibrate(made, experiment, student.recalibrate, config.recipe.batch_size)
     return made
 
 
@@ -42,7 +44,7 @@ def listens_to_taps(methods: Iterable[str]) -> bool:
     return any(label.partition("@")[0] == RED.name for label in methods)
 
 
-def _make(config: StudentConfig, spec: str, origin: nn.Module, example: Tensor) -> nn.Module:
+def _make(config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     if config.folder is not None:
         if not Path(config.folder).is_dir():
             raise ConfigError(f"student.folder: there is no folder {config.folder}")
@@ -58,14 +60,18 @@ def _make(config: StudentConfig, spec: str, origin: nn.Module, example: Tensor) 
         factors=config.factors,
         convention=config.convention,
         objective=config.objective,
-        taps=config.taps or "auto",
+        taps=_tap_file(config.taps or "auto"),
         init=config.red_init,
         model=spec,
     )
 
 
+def _tap_file(taps: str) -> str:
+    return taps if taps in ("auto", "none") else str(find_file(taps))
+
+
 @torch.no_grad()
-def recalibrate(network: nn.Module, data: DataSets, batches: int, batch_size: int) -> None:
+def recalibrate(network: nn.Module, experiment: Experiment[Any], batches: int, batch_size: int) -> None:
     """Measure batch-norm statistics anew, as plain averages over training batches without augmentation.
 
     A student that pools elsewhere sees other statistics than its teacher. The images are drawn at random, since data
@@ -75,12 +81,11 @@ def recalibrate(network: nn.Module, data: DataSets, batches: int, batch_size: in
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
-    order = torch.randperm(len(data.calibration), generator=seeding.generator("recalibrate"))
+    order = torch.randperm(len(experiment.data.calibration), generator=seeding.generator("recalibrate"))
     with _cumulative(norms), _training(network, norms):
         for part in torch.split(order[: batches * batch_size], batch_size):
             if len(part) > 1:
-                images = torch.stack([data.calibration[int(index)]["inputs"] for index in part])
-                network.to(device)(images.to(device))
+                network.to(device)(*(value.to(device) for value in experiment.inputs(part.tolist())))
     network.cpu()
 
 
@@ -117,7 +122,5 @@ def deliver(network: nn.Module, folder: Path) -> Path:
     if callable(save):
         save(folder)
     else:
-        save_file(
-            {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors"
-        )
+        save_weights(network, folder / "model.safetensors")
     return folder

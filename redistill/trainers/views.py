@@ -1,4 +1,7 @@
-"""How a task sees a network: an input goes in, :class:`Outputs` come out, and nothing is computed that no one needs."""
+"""How a task sees a network: inputs go in, :class:`Outputs` come out, and nothing is computed that no one needs.
+
+Inputs are what the network takes: images [B, C, H, W], for denoisers also timesteps [B] and perhaps labels [B].
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ class StudentView:
     def __init__(self, student: Student, needs: frozenset[Need]) -> None:
         self.module: nn.Module = student.tapped(features=wanted_nodes(student, needs))
 
-    def __call__(self, inputs: Tensor) -> Outputs:
-        """Run the student: inputs [B, C, H, W]."""
-        return sort_outputs(*self.module(inputs))
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Run the student."""
+        return sort_outputs(*self.module(*inputs))
 
 
 class TeacherView:
@@ -34,10 +37,10 @@ class TeacherView:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, inputs: Tensor) -> Outputs:
-        """Run the teacher: inputs [B, C, H, W]; no gradient."""
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Run the teacher, without a gradient."""
         with torch.inference_mode():
-            output, maps = self.module(inputs)
+            output, maps = self.module(*inputs)
         logits = None if output is None else output.clone()
         return sort_outputs(logits, {name: value.clone() for name, value in maps.items()})
 
@@ -57,12 +60,12 @@ class PlainView:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, inputs: Tensor) -> Outputs:
+    def __call__(self, *inputs: Tensor) -> Outputs:
         """Run the network."""
-        return Outputs(logits=self.module(inputs))
+        return Outputs(logits=self.module(*inputs))
 
 
-View = Callable[[Tensor], Outputs]
+View = Callable[..., Outputs]
 
 
 def wanted_nodes(student: Student, needs: frozenset[Need]) -> dict[str, str]:

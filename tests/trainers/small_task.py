@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from redistill.trainers.classification import ClassifierTask
-from redistill.trainers.data import DataSets, ImageSet
+from redistill.trainers.data import DataSets, ImageSet, Step
 from redistill.trainers.loop import Loop
 from redistill.trainers.settings import OptimizerConfig, RecipeConfig, RunConfig, ScheduleConfig, TargetsConfig
 from redistill.trainers.sources import Images
@@ -38,8 +38,8 @@ def data(train=48, held_out=20):
     pixels = torch.randn(len(labels), 3, 8, 8, generator=generator) + labels[:, None, None, None]
     images = Images(lambda index: pixels[index], labels)
     parts = torch.arange(len(labels)).split([train, held_out, held_out])
-    plain = [ImageSet(images, part, lambda image: image) for part in parts]
-    return DataSets(ImageSet(images, parts[0], noisy, seed=3), *plain, classes=CLASSES)
+    plain = [ImageSet(images, part, []) for part in parts]
+    return DataSets(ImageSet(images, parts[0], [Step(noisy, draws=True)], seed=3), *plain, classes=CLASSES)
 
 
 def recipe(**changes):

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from redistill.models import load_model
-from redistill.trainers.classifier import make_task
+from redistill.trainers.classifier import ClassifierExperiment
 from redistill.trainers.config import load
-from redistill.trainers.data import open_data
 from redistill.trainers.distillation import MAIN
+from redistill.trainers.joining import join
 from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.students import obtain_student
 
@@ -41,9 +41,8 @@ def measure(spec, size, batch, methods):
     """Milliseconds of a distillation step, and of the teacher's forward and the plain student's step."""
     settings = [f"teacher.model={spec}", f"data.image_size={size}", f"distillation.methods={methods}"]
     config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, "student.recalibrate=0"])
-    data, teacher = open_data(config.data, seed=0), load_model(spec, "random")
-    student = obtain_student(config, teacher, data)
-    task = make_task(config, data, {MAIN: teacher}, student).train()
+    experiment, teacher = ClassifierExperiment(config, Path("unused")), load_model(spec, "random")
+    task = join(experiment, obtain_student(experiment, teacher), {MAIN: teacher}).train()
     optimizer = torch.optim.SGD(task.parameters(), lr=1e-3)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
 
@@ -58,7 +57,7 @@ def measure(spec, size, batch, methods):
     def apart():
         with torch.inference_mode():
             teacher(images)
-        step_on(F.cross_entropy(student(images), labels))
+        step_on(F.cross_entropy(task.network(images), labels))
 
     return least(distil), least(apart)
 

@@ -11,10 +11,11 @@ from small_networks import small_resnet
 
 import redistill
 from redistill.errors import ConfigError
-from redistill.trainers.classifier import main, make_task
+from redistill.trainers.classifier import ClassifierExperiment, main
 from redistill.trainers.config import load
 from redistill.trainers.data import open_data
 from redistill.trainers.distillation import MAIN, METHODS, Need
+from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
 from redistill.trainers.settings import ClassifierConfig
@@ -55,9 +56,9 @@ opened = functools.cache(open_data)
 
 def parts(settings, folder, *changes):
     config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, *changes])
-    data = opened(config.data, config.run.seed)
-    teacher = obtain_teachers(config, data, folder)[MAIN]
-    return config, data, teacher, obtain_student(config, teacher, data)
+    experiment = ClassifierExperiment(config, folder, opened(config.data, config.run.seed))
+    teacher = obtain_teachers(experiment)[MAIN]
+    return config, experiment, teacher, obtain_student(experiment, teacher)
 
 
 def arguments(settings, folder, *changes):
@@ -77,9 +78,9 @@ HARD, EASY = "student.factors=[4, 4, 2, 1]", "student.budget=2x"
 )
 def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(settings, tmp_path, monkeypatch, method, plan):
     monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries, path: None)
-    config, data, teacher, student = parts(settings, tmp_path, plan, f"distillation.methods={method}")
+    config, experiment, teacher, student = parts(settings, tmp_path, plan, f"distillation.methods={method}")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    task = make_task(config, data, {MAIN: teacher}, student)
+    task = join(experiment, student, {MAIN: teacher})
     loop = Loop(task, config.recipe, config.run, tmp_path)
     outcome = loop.run()
     assert outcome.steps == 6 + (4 if METHODS[method].two_stage else 0)
@@ -128,9 +129,9 @@ def test_without_budget_or_factors_the_student_is_the_architecture_itself(settin
 
 
 def test_methods_need_a_student_that_shows_its_taps(settings, tmp_path):
-    config, data, teacher, plain = parts(settings, tmp_path, "student.budget=null", "distillation.methods=red")
+    _, experiment, teacher, plain = parts(settings, tmp_path, "student.budget=null", "distillation.methods=red")
     with pytest.raises(ConfigError, match=r"student\.budget"):
-        make_task(config, data, {MAIN: teacher}, plain)
+        join(experiment, plain, {MAIN: teacher})
 
 
 def terms_of(folder):
@@ -158,9 +159,9 @@ def test_reentry_needs_the_teachers_own_architecture(settings, tmp_path, capsys)
 
 
 def test_recalibration_measures_plain_averages(settings, tmp_path):
-    _, data, _, student = parts(settings, tmp_path, "student.budget=null")
-    recalibrate(student, data, batches=4, batch_size=16)
-    everything = torch.stack([data.calibration[index]["inputs"] for index in range(64)])
+    _, experiment, _, student = parts(settings, tmp_path, "student.budget=null")
+    recalibrate(student, experiment, batches=4, batch_size=16)
+    (everything,) = experiment.inputs(range(64))
     convolved = student.conv1(everything)
     torch.testing.assert_close(student.bn1.running_mean, convolved.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert student.bn1.momentum == 0.1
@@ -263,12 +264,12 @@ def test_two_views_of_each_image(settings, tmp_path):
 
 
 def test_without_labels_only_what_leads_to_the_reentry_learns(settings, tmp_path):
-    config, data, teacher, student = parts(
+    config, experiment, teacher, student = parts(
         settings, tmp_path, HARD, "distillation.task=0", "distillation.methods=reentry", "student.recalibrate=0"
     )
     head = student.state_dict()["fc.weight"].clone()
     stem = student.state_dict()["conv1.weight"].clone()
-    Loop(make_task(config, data, {MAIN: teacher}, student), config.recipe, config.run, tmp_path).run()
+    Loop(join(experiment, student, {MAIN: teacher}), config.recipe, config.run, tmp_path).run()
     assert torch.equal(student.state_dict()["fc.weight"], head)
     assert not torch.equal(student.state_dict()["conv1.weight"], stem)
     assert terms_of(tmp_path) == {"reentry/map"}

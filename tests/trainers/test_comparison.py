@@ -1,12 +1,15 @@
 """The comparison: which runs it makes, what it computes, and that it keeps what is done."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from redistill.trainers import comparison
-from redistill.trainers.comparison import REFERENCE, ComparisonConfig, GridConfig, Result, Row, compare, recovered, rows
-from redistill.trainers.config import load, packaged
+from redistill.trainers import accuracy
+from redistill.trainers.accuracy import REFERENCE, AccuracyJudge, recovered
+from redistill.trainers.comparison import choose_judge, read_comparison
+from redistill.trainers.config import packaged
+from redistill.trainers.contest import ComparisonConfig, GridConfig, Result, Row, compare, finish_together, rows
 
 GRID = GridConfig(
     plans={"4x": ("student.budget=4x",), "8x": ("student.budget=8x",)},
@@ -16,21 +19,25 @@ GRID = GridConfig(
 CONFIG = ComparisonConfig(experiment="digits/smoke.yaml", seeds=(0, 1), grids=(GRID, GRID))
 
 
-def test_rows_are_the_reference_and_each_combination_once():
-    found = rows(CONFIG)
+def test_rows_are_the_reference_and_each_combination_once(tmp_path):
+    found = rows(CONFIG, AccuracyJudge(CONFIG, tmp_path).reference)
     assert found[0].methods == REFERENCE
     assert len(found) == 1 + 2 * 2 * 2
     assert found[-1].settings == ("student.budget=8x", "student.start=teacher", "distillation.methods=red+kd")
 
 
 @pytest.mark.parametrize("name", packaged("comparison"))
-def test_packaged_comparisons_are_read(name):
-    assert len(rows(load(ComparisonConfig, name))) > 8
+def test_packaged_comparisons_are_read(name, tmp_path):
+    judge = choose_judge(read_comparison(name, []), tmp_path)
+    found = rows(judge.config, judge.reference)
+    assert len(found) > 3
+    assert all(judge.settings(row, 0) for row in found)
 
 
 def test_the_share_of_the_gap():
     def result(methods, start, *top1):
-        return Result(Row("1x" if methods == REFERENCE else "4x", start, methods, ()), top1)
+        row = Row("1x" if methods == REFERENCE else "4x", start, methods, ())
+        return Result(row, tuple({"top1": value} for value in top1))
 
     results = [
         result(REFERENCE, "teacher", 90.0, 92.0),
@@ -40,7 +47,28 @@ def test_the_share_of_the_gap():
     assert recovered(results[2], results, "scratch") == pytest.approx(0.5)
     assert recovered(results[1], results, "scratch") == 0
     assert recovered(results[0], results, "scratch") is None
-    assert results[0].spread == pytest.approx(2**0.5)
+    assert results[0].spread("top1") == pytest.approx(2**0.5)
+
+
+def test_a_grid_may_have_seeds_and_the_reference_settings_of_its_own(tmp_path):
+    grids = (GRID, replace(GRID, plans={"2x": ("student.budget=2x",)}, seeds=(5,)))
+    config = replace(CONFIG, grids=grids, reference=("recipe.epochs=3",))
+    judge = AccuracyJudge(config, tmp_path)
+    found = rows(config, judge.reference)
+    assert judge.settings(found[0], 0).recipe.epochs == 3
+    assert [judge.seeds(row) for row in (found[0], found[1], found[-1])] == [(0, 1), (0, 1), (5,)]
+    assert Result(found[-1], ({"top1": 71.234},)).show("top1") == "71.23 (1 seed)"
+
+
+def test_runs_are_made_in_several_processes(tmp_path):
+    short = ["recipe.epochs=1", "recipe.batch_size=16", "data.train_limit=32", "data.test_limit=20", "run.brief=true"]
+    settings = [*short, "teacher.recipe.epochs=1", "teacher.recipe.batch_size=16", "student.budget=4x"]
+    grid = GridConfig(plans={"4x": ()}, starts={"scratch": ("student.start=scratch",)}, methods=("none", "kd"))
+    config = ComparisonConfig(experiment="digits/smoke.yaml", settings=tuple(settings), seeds=(0,), grids=(grid,))
+    judge = AccuracyJudge(config, tmp_path)
+    finish_together(judge, jobs=2)
+    assert len(list(tmp_path.glob("*/seed-0/summary.json"))) == 3
+    assert len(compare(judge)) == 3
 
 
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
@@ -51,11 +79,11 @@ def test_finished_runs_are_kept(tmp_path, monkeypatch):
         place.mkdir(parents=True)
         (place / "summary.json").write_text(json.dumps({"last": {"test": {"top1": 80.0 + len(calls)}}}))
 
-    monkeypatch.setattr(comparison, "train", fake)
-    first = compare(CONFIG, tmp_path)
+    monkeypatch.setattr(accuracy, "train", fake)
+    first = compare(AccuracyJudge(CONFIG, tmp_path))
     assert len(calls) == 18
     assert {weights for _, weights in calls} == {str(tmp_path / "teacher.safetensors")}
-    assert compare(CONFIG, tmp_path) == first
+    assert compare(AccuracyJudge(CONFIG, tmp_path)) == first
     assert len(calls) == 18
     assert (tmp_path / "frontier.png").stat().st_size > 1000
     table = (tmp_path / "table.md").read_text()

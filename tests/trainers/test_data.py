@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,3 +127,42 @@ def test_an_image_folder(tmp_path):
     data = open_data(DataConfig(name="image_folder", root=str(tmp_path), image_size=16, validation=0.25), seed=0)
     assert (len(data.train), len(data.validation), len(data.test), data.classes) == (6, 2, 8, 2)
     assert data.train[0]["inputs"].shape == (3, 16, 16)
+
+
+def test_a_batch_is_made_of_the_same_images_as_are_asked_for_one_by_one():
+    augmentation = AugmentationConfig(crop="padded", flip=True, erasing=0.5)
+    data = open_data(DataConfig(augmentation=augmentation, strong=augmentation), seed=0)
+    keys = [(2, 5), (2, 0), (3, 5)]
+    together, alone = data.train.__getitems__(keys), [data.train[key] for key in keys]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one["inputs"], other["inputs"])
+        assert torch.equal(one["strong"], other["strong"])
+        assert (one["labels"], one["indices"]) == (other["labels"], other["indices"])
+    assert not torch.equal(together[0]["inputs"], together[2]["inputs"])
+
+
+def test_faces_with_and_without_an_attribute(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.CelebA._check_integrity", lambda self: True)
+    root = tmp_path / "celeba"
+    (root / "img_align_celeba").mkdir(parents=True)
+    names = [f"{number:06}.jpg" for number in range(1, 9)]
+    for name in names:
+        Image.new("RGB", (178, 218), (200, 100, 50)).save(root / "img_align_celeba" / name)
+    splits = [0, 0, 0, 0, 0, 1, 2, 2]
+
+    def write(file, rows, head=""):
+        (root / file).write_text(head + "\n".join(f"{name} {row}" for name, row in zip(names, rows, strict=True)))
+
+    write("list_eval_partition.txt", splits)
+    write("identity_CelebA.txt", splits)
+    for file in ("list_attr_celeba.txt", "list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
+        write(file, ["1 -1", "-1 1"] * 4, head="8\nSmiling Young\n")
+    config = DataConfig(name="celeba", root=str(tmp_path), image_size=16, validation=0.2)
+    data = open_data(config, seed=0)
+    assert (len(data.train) + len(data.validation), len(data.test), data.classes) == (5, 2, 1)
+    assert data.train[0]["inputs"].shape == (3, 16, 16)
+    divided = open_data(replace(config, attribute="Smiling"), seed=0)
+    assert divided.classes == 2
+    assert divided.test.labels.tolist() == [1, 0]
+    with pytest.raises(ConfigError, match="did you mean 'Smiling'"):
+        open_data(replace(config, attribute="Smile"), seed=0)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from small_task import data, equal, loop, network, noisy, recipe, weights
+from small_task import data, equal, loop, network, recipe, weights
 
 from redistill.errors import ConfigError
 from redistill.trainers.classification import ClassifierTask
@@ -33,6 +33,16 @@ def test_two_runs_are_equal_to_the_bit(tmp_path):
     first, second = loop(tmp_path / "a"), loop(tmp_path / "b")
     assert first.run() == second.run()
     assert equal(weights(first), weights(second))
+
+
+def test_without_epochs_a_network_is_measured_as_it_is(tmp_path):
+    made = loop(tmp_path, epochs=0)
+    before = weights(made)
+    outcome = made.run()
+    assert (outcome.steps, outcome.best_step) == (0, 0)
+    assert outcome.validation == outcome.start
+    assert equal(weights(made), before)
+    assert loop(tmp_path, epochs=0).run(resume=True) == outcome
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -183,14 +193,13 @@ def test_schedules():
 
 
 def test_the_recipe_refuses_nonsense():
-    with pytest.raises(ConfigError, match=r"recipe\.epochs=0"):
-        recipe(epochs=0)
+    with pytest.raises(ConfigError, match=r"recipe\.epochs=-1"):
+        recipe(epochs=-1)
     with pytest.raises(ConfigError, match="learning_rate"):
         OptimizerConfig(learning_rate=0)
 
 
 def test_augmentation_is_a_function_of_epoch_and_image():
     images = data().train
-    assert images.transform is noisy
     assert torch.equal(images[(2, 5)]["inputs"], images[(2, 5)]["inputs"])
     assert not torch.equal(images[(2, 5)]["inputs"], images[(3, 5)]["inputs"])

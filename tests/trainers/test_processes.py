@@ -64,8 +64,8 @@ def test_a_launcher_that_starts_one_process_for_several_is_noticed(monkeypatch, 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    warn_of_missing_processes()
+    warn_of_missing_processes("classifier")
     assert not caplog.text
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    warn_of_missing_processes()
+    warn_of_missing_processes("classifier")
     assert "torchrun --nproc_per_node" in caplog.text

@@ -1,0 +1,56 @@
+"""An int8 network as one file: torch.export's archive, with facts about it inside."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from redistill.quantization.backend import require_backend
+from redistill.quantization.errors import QuantizationError
+from redistill.quantization.lowering import Inputs, export
+from redistill.quantization.post_training import as_inputs
+from redistill.report.files import write_atomically
+
+FACTS = "redistill.json"
+
+
+def save_program(
+    program: GraphModule, example: Tensor | Inputs, path: str | Path, facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Write an int8 network to a ``.pt2`` file, whole or not at all.
+
+    Args:
+        program: what ``quantize`` or ``FakeQuantized.convert`` returned.
+        example: an example input, batch first; the batch size stays free unless the network fixes it.
+        path: the file.
+        facts: plain data kept inside, such as the normalisation of inputs.
+    """
+    exported = export(program, tuple(x.cpu() for x in as_inputs(example)))
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer, extra_files={FACTS: json.dumps(dict(facts or {}))})
+    write_atomically(path, buffer.getvalue())
+    return Path(path)
+
+
+def load_program(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of such a file, which runs on the CPU, and the facts.
+
+    Raises:
+        QuantizationError: the file is missing or not such an archive, or a package is missing.
+    """
+    require_backend()
+    kept = {FACTS: "{}"}
+    try:
+        module = torch.export.load(str(path), extra_files=kept).module()
+        facts = json.loads(kept[FACTS])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise QuantizationError(f"{path} cannot be read as an int8 network: {reason}") from error
+    return module, dict(facts)

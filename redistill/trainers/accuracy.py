@@ -1,0 +1,77 @@
+"""Classifiers compared: test top-1, and the share of the gap to the teacher's architecture that is recovered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from redistill.trainers.classifier import train
+from redistill.trainers.contest import PLAIN, ComparisonConfig, Judge, Result, Row, Scores
+from redistill.trainers.settings import ClassifierConfig
+
+REFERENCE = "the teacher's architecture"
+TOP1 = "top1"
+
+
+class AccuracyJudge(Judge):
+    """Test top-1 of the last weights; the reference is the teacher's architecture given the same extra epochs."""
+
+    kind = ClassifierConfig
+
+    def __init__(self, config: ComparisonConfig, folder: Path) -> None:
+        super().__init__(config, folder)
+        alone = ("student.budget=null", "student.factors=null", "distillation.methods=none")
+        self.reference = Row("1x", "teacher", REFERENCE, (*alone, *config.reference))
+
+    def train(self, settings: ClassifierConfig, place: Path, *, resume: bool) -> None:
+        """Carry out one run."""
+        train(settings, place, resume=resume)
+
+    def score(self, row: Row, seed: int) -> Scores:
+        """Test top-1, in percent."""
+        summary = json.loads((self.finish(row, seed) / "summary.json").read_text())
+        return {TOP1: float(summary["last"]["test"][TOP1])}
+
+    def render(self, results: Sequence[Result]) -> str:
+        """The table, with the recovered share of the gap where both of its ends are known."""
+        lines = ["| plan | start | methods | test top-1 | gap recovered |", "|---|---|---|---|---|"]
+        for result in results:
+            row, share = result.row, recovered(result, results, self.config.baseline)
+            shown = "" if share is None else f"{share:.0%}"
+            lines.append(f"| {row.plan} | {row.start} | {row.methods} | {result.show(TOP1)} | {shown} |")
+        return "\n".join(lines)
+
+    def draw(self, results: Sequence[Result]) -> None:
+        """Accuracy against plan."""
+        draw_frontier(results, self.folder / "frontier.png")
+
+
+def recovered(result: Result, results: Sequence[Result], baseline: str) -> float | None:
+    """(this - plain) / (reference - plain), plain being the same plan from the baseline's start without a method."""
+    reference = next(other for other in results if other.row.methods == REFERENCE)
+    same = [other for other in results if other.row.plan == result.row.plan and other.row.start == baseline]
+    plain = next((other for other in same if other.row.methods == PLAIN), None)
+    if plain is None or reference.mean(TOP1) <= plain.mean(TOP1):
+        return None
+    return (result.mean(TOP1) - plain.mean(TOP1)) / (reference.mean(TOP1) - plain.mean(TOP1))
+
+
+def draw_frontier(results: Sequence[Result], path: Path) -> None:
+    """Accuracy against plan, one line a start and method, the reference as a level."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[Result]] = {}
+    for result in results:
+        if result.row.methods != REFERENCE:
+            lines.setdefault(f"{result.row.methods} from {result.row.start}", []).append(result)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for label, points in lines.items():
+        plans, means = [point.row.plan for point in points], [point.mean(TOP1) for point in points]
+        axis.errorbar(plans, means, [point.spread(TOP1) for point in points], label=label, marker="o", capsize=3)
+    axis.axhline(results[0].mean(TOP1), color="grey", linestyle="--", label=REFERENCE)
+    axis.set(xlabel="peak activation memory, times less", ylabel="test top-1, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=120)

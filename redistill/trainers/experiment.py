@@ -1,0 +1,70 @@
+"""What one kind of experiment is: its task, and what its networks are called with. All else is common to all kinds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from redistill.trainers.data import DataSets, open_data
+from redistill.trainers.loop import Loop
+from redistill.trainers.settings import ExperimentConfig
+from redistill.trainers.task import Lessons, Task
+
+Config = TypeVar("Config", bound=ExperimentConfig)
+Row = tuple[str, ...]
+
+
+class Experiment(ABC, Generic[Config]):
+    """Base of the classifier's and the denoiser's experiments.
+
+    Attributes:
+        config: the whole configuration.
+        folder: the run's folder.
+        data: the images.
+    """
+
+    def __init__(self, config: Config, folder: Path, data: DataSets | None = None) -> None:
+        self.config, self.folder = config, folder
+        self.data = data or open_data(config.data, config.run.seed)
+
+    @abstractmethod
+    def inputs(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """What a network is called with for these training images, without augmentation."""
+
+    @abstractmethod
+    def make_task(self, network: nn.Module, lessons: Lessons | None = None) -> Task:
+        """The task of a network that learns from the data, and from teachers where there are lessons."""
+
+    @abstractmethod
+    def check(self, model: nn.Module, name: str) -> None:
+        """Refuse a model that does not fit the data.
+
+        Raises:
+            ModelError: naming the model and the remedy.
+        """
+
+    def check_settings(self) -> None:
+        """Refuse before the work what would fail after it."""
+
+    def check_student(self, student: nn.Module) -> None:
+        """Refuse a student that does not go with the settings."""
+
+    def follow_up(self, loop: Loop, student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+        """What comes after the finished loop, with the delivered student; its figures join the summary."""
+        return {}
+
+    @abstractmethod
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """The figure that matters most, in words."""
+
+    @abstractmethod
+    def rows(self, summary: Mapping[str, Any]) -> list[Row]:
+        """The closing table: its heads, then one row for each set of weights in the summary."""
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines below everything else."""
+        return []
