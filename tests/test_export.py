@@ -141,7 +141,8 @@ def test_a_better_order_reaches_the_arena():
 def test_an_input_seen_by_a_view_is_not_overwritten():
     about = subject(ReadsItsInputLater)
     found = et.certify(about)
-    assert found.account.planned >= found.account.predicted == 2 * 3 * MAP
+    assert found.account.predicted == 2 * 3 * MAP + 4  # the input, another map, and the first mean
+    assert found.account.planned - found.account.predicted < 16
     assert relative_error(et.run_program(found.data, (IMAGE,)), [about.reference(IMAGE)]) < 1e-5
 
 
@@ -247,7 +248,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         (["{run}", "--quantize", "int8", "--set", "data.image_size=24"], "calibration images are 3x24x24"),
         (["{run}", "--quantize", "int8", "--calibration", "{empty}"], "holds 0 images"),
         (["--model", "torchvision:resnet18", "--quantize", "int8"], "give --calibration"),
-        (["{run}", "--output", "/proc/nowhere/file"], "/proc/nowhere"),
+        (["{run}", "--format", "pt2", "--output", "/proc/nowhere/file"], "/proc/nowhere"),
     ],
 )
 def test_bad_input_is_one_line_with_nothing_written(arguments, message, student_folder, tmp_path, capsys, monkeypatch):

@@ -13,8 +13,8 @@ from torch.fx import Node
 
 from redistill.export.errors import ExportError
 from redistill.export.origins import path_of
-from redistill.export.quiet import quietly, standard_error
 from redistill.export.subject import Subject, trace_program
+from redistill.quiet import quietly, standard_error
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account

@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 
 from redistill.export.errors import ExportError
 from redistill.export.origins import path_of
-from redistill.export.quiet import quietly
 from redistill.export.subject import Subject, trace_program
+from redistill.quiet import quietly
 
 METADATA = "redistill"
 
