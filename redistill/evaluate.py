@@ -43,7 +43,7 @@ extractors:
   FILE.safetensors   a classifier that was trained so before
 
 settings (--set):
-  generation.guidance and .batch, points and held_out of the error by timestep, recipe of the classifier, data, diffusion
+  generation.guidance and .batch, points and held_out of the error by timestep, recipe.steps of the classifier, data
 
 examples:
   python -m redistill.evaluate runs/fashion_mnist/ddpm -n 1000 --plot errors.png --grid images.png

@@ -12,7 +12,7 @@ from redistill.evaluation.features import RECIPE, expected_features, open_extrac
 from redistill.evaluation.fidelity import Fidelity, check_count, score
 from redistill.evaluation.generation import GenerationConfig, TrainedDenoiser, generate
 from redistill.evaluation.real import Split, held_out, open_real
-from redistill.evaluation.similarity import mse, ssim
+from redistill.evaluation.similarity import WINDOW, mse, ssim
 from redistill.evaluation.timesteps import TimestepError, error_by_timestep
 from redistill.trainers.denoiser_settings import DiffusionConfig
 from redistill.trainers.settings import DataConfig, RecipeConfig
@@ -60,7 +60,8 @@ class Judged:
         description: which network, with which weights; or which folder.
         sampling: sampler, steps and seed; none of images that were there.
         fidelity: against the reference.
-        ssim, mse: to the teacher's images from the same noise, means over all images.
+        ssim, mse: to the teacher's images from the same noise, means over all images; no SSIM of images that are
+            smaller than its window.
         errors: the error of the predicted noise by timestep.
     """
 
@@ -126,13 +127,13 @@ class Evaluator:
 
     def judge(self, denoiser: TrainedDenoiser, pixels: Tensor, of_teacher: Tensor | None = None) -> Judged:
         """A denoiser by its images, and by the teacher's from the same noise where there is one."""
-        points = self.config.points
+        points, large = self.config.points, min(pixels.shape[2:]) >= WINDOW
         return Judged(
             denoiser.description,
             str(self.config.generation),
             score(pixels, self.real.reference, self.extractor),
-            None if of_teacher is None else ssim(pixels, of_teacher).mean().item(),
-            None if of_teacher is None else mse(pixels, of_teacher).mean().item(),
+            ssim(pixels, of_teacher).mean().item() if of_teacher is not None and large else None,
+            mse(pixels, of_teacher).mean().item() if of_teacher is not None else None,
             error_by_timestep(denoiser, self.held_out, points) if points else (),
         )
 

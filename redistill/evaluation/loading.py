@@ -20,6 +20,7 @@ from redistill.models import load_model
 from redistill.recipe import RECIPE
 from redistill.trainers.checkpoint import damage
 from redistill.trainers.denoiser import DenoiserExperiment
+from redistill.trainers.loop import BEST
 from redistill.trainers.sources import open_source
 from redistill.trainers.students import obtain_student
 from redistill.trainers.teachers import WEIGHTS
@@ -34,7 +35,7 @@ def open_denoiser(place: Place, config: EvaluationConfig) -> TrainedDenoiser:
     if place.run is None:
         return make_denoiser(load_student(place.path), str(place), config)
     if place.kind in ("run", "student"):
-        network = load_delivered(place.run)
+        network = load_delivered(place.run, place.path if place.kind == "student" else place.run.folder / "student")
     else:
         state = checkpoint_weights(place.path, place.run) if place.kind == "checkpoint" else _read(place.path)
         network = build_network(place.run)
@@ -66,14 +67,14 @@ def make_denoiser(network: nn.Module, description: str, config: EvaluationConfig
     return TrainedDenoiser(network, diffusion.make_schedule(), diffusion.prediction, shape, description, classes)
 
 
-def load_delivered(run: Run) -> nn.Module:
-    """The finished network of a run."""
-    folder, spec = run.folder / "student", run.config.teacher.model
+def load_delivered(run: Run, folder: Path) -> nn.Module:
+    """The finished network of a run, in a folder of it."""
+    spec = run.config.teacher.model
     if (folder / RECIPE).is_file():
         return load_student(folder, load_model(run.config.student.model or spec, "random"))
     if not run.weights.is_file():
         raise EvaluationError(
-            f"{run.folder} is not finished; continue it with --resume, or give its {run.folder}/best.pt"
+            f"{run.folder} is not finished; continue it with --resume, or give its {run.folder / BEST}"
         )
     return load_model(spec, run.weights)
 

@@ -78,12 +78,12 @@ def write_grid(samples: Mapping[str, Tensor], path: str | os.PathLike[str]) -> N
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(TILES * 0.62 + 1.6, 0.72 * len(samples) + 0.2), layout="constrained")
+    figure = Figure(figsize=(0.62 * TILES, 0.85 * len(samples)), layout="constrained")
     axes = figure.subplots(len(samples), 1, squeeze=False)[:, 0]
     for axis, (name, pixels) in zip(axes, samples.items(), strict=True):
         strip = make_grid(pixels[:TILES], nrow=TILES, padding=1, pad_value=255)
         axis.imshow(strip.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        axis.set_title(name, loc="left", fontsize=9, pad=3)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     buffer = io.BytesIO()

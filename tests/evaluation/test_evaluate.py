@@ -26,6 +26,7 @@ SMALL = [
     "teacher.recipe.steps=4",
     "student.factors=[2, 1]",
     "recipe.steps=4",
+    "recipe.ema=0.995",
     "data.test_limit=8",
     "data.validation=0.01",
     "sampling.images=0",
