@@ -30,8 +30,8 @@ MODEL_HELP = """models:
   keyword arguments as a query: "torchvision:mobilenet_v2?num_classes=10&width_mult=0.35" """
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, with which weights and inputs, counted how."""
+def add_model_options(parser: argparse.ArgumentParser, counted_as: bool = True) -> None:
+    """The options that say which model, with which weights and inputs, counted how (``counted_as``: in which type)."""
     group = parser.add_argument_group("the model")
     group.add_argument("--model", default="torchvision:resnet50", metavar="SPEC", help="default: %(default)s")
     group.add_argument(
@@ -46,9 +46,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="state dict (.pth, .safetensors); 'pretrained' downloads, 'random' does not look",
     )
-    group.add_argument(
-        "--dtype", choices=sorted(ITEM_SIZES), help="count activations in this type (default: as they are)"
-    )
+    if counted_as:
+        group.add_argument(
+            "--dtype", choices=sorted(ITEM_SIZES), help="count activations in this type (default: as they are)"
+        )
     group.add_argument("--convention", choices=CONVENTIONS, default="deploy", help="default: %(default)s")
     group.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 

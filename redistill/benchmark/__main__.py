@@ -122,10 +122,12 @@ def _steps(steps: int | None, pair: Pair) -> int | None:
 
 
 def backend_names(text: str) -> tuple[str, ...] | str:
+    """An argparse type: ``all``, or names between commas."""
     return text if text == ALL else tuple(part.strip() for part in text.split(","))
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
+    """An argparse type: whole numbers from 1 on between commas."""
     return tuple(positive(part) for part in text.split(","))
 
 

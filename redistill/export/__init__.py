@@ -6,7 +6,8 @@
 
 subject      what is exported: captured, batch norms folded, in the order of least memory if so wished
 formats      the kinds of file; executorch, onnx, pt2 and tflite build and run them
-lowering     to ExecuTorch's dialect; planning lays out its arena, accounting explains it to the byte
+executorch   lowering to its dialect, planning of its arena, accounting for each byte of it
+tflite       the same for microcontrollers, whose interpreter tells its arena
 parity       a file is run and compared with its network before it is written
 calibration  images for int8; metadata is what a file says of itself
 """

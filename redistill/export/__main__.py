@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="change the experiment, as in data.root=/data"
     )
-    add_model_options(parser)
+    add_model_options(parser, counted_as=False)
     return parser
 
 

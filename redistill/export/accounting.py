@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule
 
-from redistill.export.lowering import source_of
+from redistill.export.origins import source_of
 from redistill.export.planning import planned_layout, results, root_of
 from redistill.export.subject import Subject
 from redistill.memory.conventions import MemoryProfile, live_bytes
+
+ALIGNMENT = 16
+"""ExecuTorch places every buffer at a multiple of so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,28 @@ def _at_peak(graph_module: GraphModule, profile: MemoryProfile, peak: int) -> It
     following = list(graph_module.graph.nodes)[peak:]  # an allocation comes before the operation that it is for
     source = next((source_of(node) for node in following if source_of(node)), "")
     steps = {step.node: index for index, step in enumerate(profile.timeline)}
+    planned = _alive(graph_module, peak)
     if source not in steps:
-        alive = sum(size for size, _, _ in _alive(graph_module, peak))
-        yield Difference(alive - profile.peak_bytes, f"at {source or 'the end'}")
+        yield Difference(sum(size for size, _, _ in planned) - profile.peak_bytes, f"at {source or 'the end'}")
         return
-    at = steps[source]
-    expected = {profile.timeline[b.born].node: b.bytes for b in profile.alive_at(at)}
+    predicted = {profile.timeline[b.born].node: b.bytes for b in profile.alive_at(steps[source])}
+    yield from _unmatched(planned, predicted)
+    live = profile.timeline[steps[source]].live_bytes
+    yield Difference(live - profile.peak_bytes, f"at {source}, not at {profile.peak_node}")
+
+
+def _unmatched(planned: Sequence[tuple[int, str, str]], predicted: dict[str, int]) -> Iterator[Difference]:
+    """What one side holds and the other does not; ``predicted`` are bytes by the operation that makes them."""
+    left = dict(predicted)
     extra: Counter[str] = Counter()
-    for size, maker, operation in sorted(_alive(graph_module, peak), reverse=True):
-        wanted = expected.pop(maker, None)
-        surplus = size - (wanted or 0)
-        aligned = wanted is not None and 0 < surplus < 16
-        extra["alignment to 16 bytes" if aligned else f"{operation} within {maker}"] += surplus
-    for node, size in expected.items():
+    for size, maker, operation in sorted(planned, key=lambda buffer: (buffer[1] not in predicted, -buffer[0])):
+        twin = next((node for node, other in left.items() if other == size), "")  # laid over another of its inputs
+        wanted = left.pop(maker, None) or left.pop(twin, 0)
+        aligned = 0 < size - wanted < ALIGNMENT
+        extra["alignment to 16 bytes" if wanted and aligned else f"{operation} within {maker}"] += size - wanted
+    for node, size in left.items():
         extra[f"{node}, which is not there yet or no more"] -= size
     yield from (Difference(size, what) for what, size in extra.items())
-    yield Difference(profile.timeline[at].live_bytes - profile.peak_bytes, f"at {source}, not at {profile.peak_node}")
 
 
 def _alive(graph_module: GraphModule, step: int) -> list[tuple[int, str, str]]:

@@ -12,8 +12,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from redistill.export.errors import ExportError
-from redistill.export.quiet import quietly, standard_error
+from redistill.export.origins import path_of
 from redistill.export.subject import Subject, trace_program
+from redistill.quiet import quietly, standard_error
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account
@@ -56,9 +57,10 @@ def lower(subject: Subject, planning: Any = None, delegate: bool = False) -> Any
 def _delegated(program: ExportedProgram, described: dict[str, Any]) -> Any:
     """XNNPACK takes what it can."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=described)
+    config = EdgeCompileConfig(_check_ir_validity=False)  # operators are checked here, against the runtime's kernels
+    return to_edge_transform_and_lower(program, None, [XnnpackPartitioner()], described, config)
 
 
 def _portable(program: ExportedProgram, described: dict[str, Any]) -> Any:
@@ -122,15 +124,13 @@ def planned_bytes(data: bytes) -> int:
 
 def _check_operators(nodes: Sequence[Node]) -> None:
     """Name the first operator without a kernel, before the lowering fails with less to say."""
-    from redistill.export.lowering import path_of
-
     with standard_error():
         from executorch.runtime import Runtime
 
     known = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
     for node in nodes:
         name = getattr(getattr(node.target, "_op", None), "_schema", None)
-        if name is not None and name.name not in known and "et_" not in name.name:
+        if name is not None and name.name not in known:
             raise ExportError(
                 f"ExecuTorch has no kernel for {name.name} in {path_of(node)}; write that layer by other operations, "
                 "or choose --format onnx or pt2"

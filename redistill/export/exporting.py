@@ -70,10 +70,10 @@ def export(subject: Subject, path: str | Path, format: str = "executorch", force
     built = chosen.build(subject)
     parity = compare(subject, chosen, built.data)
     interpreter = chosen.inspect(built.data) if chosen.inspect is not None else None
+    error = None if subject.int8 is None else quantization_error(subject)
     write(target, built.data)
     if sidecar is not None:
         write(sidecar, json.dumps(subject.metadata, indent=2).encode())
-    error = None if subject.int8 is None else quantization_error(subject)
     return Exported(
         target, format, len(built.data), parity, built.account, built.own_plans, sidecar, interpreter, error
     )

@@ -1,4 +1,4 @@
-"""Lowering to ExecuTorch's edge dialect: activations without a portable kernel, and where each operation comes from."""
+"""Lowering to ExecuTorch's edge dialect: activations that have no portable kernel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from executorch.exir.dialects._ops import ops
 from executorch.exir.pass_base import ExportPass, NodeMetadata, ProxyValue
-from torch.fx import Node
 
 _ATEN = torch.ops.aten
 PRESERVED = (
@@ -64,20 +63,3 @@ _RECIPES: dict[Any, Callable[[Any, Emit], ProxyValue]] = {
     ops.edge.aten.hardsigmoid.default: _hardsigmoid,
     ops.edge.aten.silu.default: _silu,
 }
-
-
-def source_of(node: Node) -> str:
-    """The name of the node, in the graph that was exported, that ``node`` was made from ('' if it is not known)."""
-    history = node.meta.get("from_node")
-    if not history:
-        return ""
-    source = history[-1]
-    while source.from_node:
-        source = source.from_node[-1]
-    return str(source.name)
-
-
-def path_of(node: Node) -> str:
-    """The dotted path of the module that ``node`` comes from, or its own name."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return (str(stack[-1][0]) if stack else "") or source_of(node) or node.name

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from redistill.export.errors import ExportError
-from redistill.export.quiet import quietly
+from redistill.export.origins import path_of
 from redistill.export.subject import Subject, trace_program
+from redistill.quiet import quietly
 
 METADATA = "redistill"
 
@@ -27,7 +30,7 @@ def build(subject: Subject) -> bytes:
         with quietly():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"ONNX cannot hold this network: {_reason(error)}") from error
+        raise ExportError(f"ONNX cannot hold this network: {_reason(error, program)}") from error
     assert exported is not None
     model = exported.model_proto
     model.metadata_props.add(key=METADATA, value=json.dumps(subject.metadata))
@@ -52,8 +55,11 @@ def read_metadata(data: bytes) -> dict[str, Any]:
     return found
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause, in one line; it names the operator and the line of the module that calls it."""
+def _reason(error: BaseException, program: ExportedProgram) -> str:
+    """The innermost cause, in one line, with the module that calls the operator it names."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())[:200]
+    named = re.search(r"<OpOverload\(op='\w+\.(\w+)'", text)
+    users = [n for n in program.graph.nodes if named and n.op == "call_function" and named[1] in str(n.target)]
+    return f"{text} (in {path_of(users[0])})" if users else text

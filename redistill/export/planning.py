@@ -22,7 +22,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.tensor import TensorSpec
 from torch.fx import GraphModule, Node
 
-from redistill.export.lowering import source_of
+from redistill.export.origins import source_of
 from redistill.memory.conventions import Buffer
 from redistill.memory.packing import ArenaLayout, pack, verify
 
@@ -85,7 +85,7 @@ def share_storage(graph_module: GraphModule, overwriting: Collection[str]) -> No
             if not within and source_of(node) not in overwriting:
                 continue
             base = _storage(source, result)
-            if base is not None and ready[root_of(base)] == step:
+            if base is not None and ready.get(root_of(base)) == step:
                 result.storage_base = base
                 ready[root_of(base)] = last[result]
                 break
@@ -131,13 +131,13 @@ def results(graph_module: GraphModule) -> Iterator[tuple[Node, Any]]:
 
 
 def _last_uses(nodes: list[Node]) -> dict[Any, int]:
-    """The last step that makes or reads each result; graph inputs are left out."""
+    """The last step that makes or reads each result; graph inputs, seen directly or by a view, are left out."""
     last: dict[Any, int] = {}
     for step, node in enumerate(nodes):
         for about in (node, *node.all_input_nodes):
-            if about.op != "placeholder":
-                last.update(dict.fromkeys(get_node_tensor_specs(about), step))
-    return last
+            last.update(dict.fromkeys(get_node_tensor_specs(about), step))
+    inputs = {spec for node in nodes if node.op == "placeholder" for spec in get_node_tensor_specs(node)}
+    return {spec: step for spec, step in last.items() if spec not in inputs}
 
 
 def _is_elementwise(node: Node) -> bool:
@@ -150,7 +150,7 @@ def _is_elementwise(node: Node) -> bool:
 def _storage(source: Node, result: Any) -> Any:
     """The activation that ``source`` yields, if ``result`` fits exactly over it."""
     specs = get_node_tensor_specs(source)
-    if source.op == "placeholder" or source.target is memory.alloc or len(specs) != 1:
+    if source.target is memory.alloc or len(specs) != 1:
         return None
     spec = specs[0]
     fits = not spec.const and spec.dtype == result.dtype and spec.nbytes() == result.nbytes()

@@ -14,13 +14,13 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from redistill.export.errors import ExportError
-from redistill.export.quiet import quietly
 from redistill.memory.conventions import MemoryProfile
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
+from redistill.quiet import quietly
 from redistill.tracing.capture import capture
 
 TRIALS = 2
@@ -90,7 +90,7 @@ def prepare(
     convention = convention if convention == "arena" else "deploy"
     inputs = tuple(inputs)
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
-    reference = _inference_copy(graph_module, type(model).__name__)
+    reference = copy.deepcopy(model).eval()
     folded = _inference_copy(graph_module, type(model).__name__)
     for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
         rewrite(folded)

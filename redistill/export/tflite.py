@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from redistill.export.errors import ExportError
 from redistill.export.microcontroller import count_outputs, open_interpreter
-from redistill.export.quiet import quietly, standard_error
 from redistill.export.subject import Subject
+from redistill.quiet import quietly, standard_error
 
 
 def build(subject: Subject) -> bytes:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 
 from redistill.quantization.errors import QuantizationError
+from redistill.quiet import quietly
 
 
 def require_backend() -> None:
     """Raise in one line where executorch or torchao is missing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
             importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
             importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")

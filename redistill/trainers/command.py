@@ -31,6 +31,7 @@ class Command:
         kind: the class of its configuration.
         experiment: makes the experiment from configuration and folder.
         notes: more for ``--list``.
+        without: methods that do not suit the trainer, which ``--list`` leaves out.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Command:
     kind: type[ExperimentConfig]
     experiment: Callable[[Any, Path], Experiment[Any]]
     notes: str = ""
+    without: frozenset[str] = frozenset()
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command and return its exit code."""
@@ -69,7 +71,9 @@ class Command:
     def listing(self) -> str:
         """The packaged experiments and the methods."""
         experiments = "\n".join(f"  {name:34} {text}" for name, text in packaged(self.name).items())
-        methods = "\n".join(f"  {name:10} {_first_line(kind)}" for name, kind in METHODS.items())
+        methods = "\n".join(
+            f"  {name:10} {_first_line(kind)}" for name, kind in METHODS.items() if name not in self.without
+        )
         parts = (
             f"experiments (--config):\n{experiments}",
             self.notes,

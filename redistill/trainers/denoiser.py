@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from redistill.errors import ModelError
 from redistill.trainers.command import Command
 from redistill.trainers.denoiser_settings import DenoiserConfig
-from redistill.trainers.denoising import DenoiserTask, draw_by_index
+from redistill.trainers.denoising import CLASS_METHODS, DenoiserTask, draw_by_index
 from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.running import run
 from redistill.trainers.task import Lessons
@@ -97,7 +97,8 @@ def train(config: DenoiserConfig, folder: Path, *, resume: bool = False) -> dict
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    command = Command("denoiser", __doc__, "digits/ddpm_smoke.yaml", DenoiserConfig, DenoiserExperiment)
+    smoke = "digits/ddpm_smoke.yaml"
+    command = Command("denoiser", __doc__, smoke, DenoiserConfig, DenoiserExperiment, without=CLASS_METHODS)
     return command.main(arguments)
 
 

@@ -33,7 +33,7 @@ FOLDER, PROGRAM = "int8", "student_int8.pt2"
 BATCH = 64
 """Images shown to the observers at a time."""
 CONVENTIONS, DTYPES = ("deploy", "arena"), ("fp32", "int8")
-STEPS = {"post_training": "int8, post-training", "aware": "int8, trained so"}
+STEPS = {"post_training": "int8, post-training", "aware": "int8, quantisation-aware"}
 
 Figures = dict[str, Any]
 

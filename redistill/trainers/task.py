@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -101,7 +101,12 @@ class Task(nn.Module, ABC):
                     module.compile()
 
     def learn(
-        self, inputs: tuple[Tensor, ...], targets: Targets, task_loss: Any, epoch: float, first_stage: bool
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Targets,
+        task_loss: Callable[[Tensor], Tensor],
+        epoch: float,
+        first_stage: bool,
     ) -> Losses:
         """The task's own loss of the student's output, by ``task_loss(output)``, and those of all methods."""
         student = self.show_student(*inputs)

@@ -203,3 +203,15 @@ def test_augmentation_is_a_function_of_epoch_and_image():
     images = data().train
     assert torch.equal(images[(2, 5)]["inputs"], images[(2, 5)]["inputs"])
     assert not torch.equal(images[(2, 5)]["inputs"], images[(3, 5)]["inputs"])
+
+
+def test_a_warmup_may_be_told_in_steps():
+    rise = [factor(ScheduleConfig(name="constant", warmup_steps=3), step, 100, 10) for step in range(5)]
+    assert rise == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_checkpoints_may_be_rarer_than_epochs(tmp_path):
+    made = loop(tmp_path, epochs=5, run=RunConfig(save_every=2, keep=9))
+    made.run()
+    batches = made.order.batches
+    assert [path.name for path in made.checkpoints.all()] == [f"step-{n * batches:09d}" for n in (2, 4, 5)]

@@ -1,4 +1,4 @@
-"""Without the remarks that exporters make on themselves."""
+"""Without the remarks that exporters and quantisers make on themselves."""
 
 from __future__ import annotations
 
