@@ -44,7 +44,7 @@ def open_denoiser(place: Place, config: EvaluationConfig) -> TrainedDenoiser:
 
 
 def open_teacher(place: Place, config: EvaluationConfig) -> TrainedDenoiser | None:
-    """The teacher of a run's student; none of a network that is no student.
+    """The teacher of a run's student; none of a network that is no student, or whose teacher had learnt nothing.
 
     Raises:
         EvaluationError: its weights are not where the run left them.
@@ -52,6 +52,10 @@ def open_teacher(place: Place, config: EvaluationConfig) -> TrainedDenoiser | No
     if place.run is None or not place.run.rewrites:
         return None
     teacher = place.run.config.teacher
+    if teacher.recipe is None and teacher.weights in (None, "random"):
+        return None
+    if teacher.weights == "pretrained":
+        return make_denoiser(load_model(teacher.model, teacher.weights), f"{teacher.model}, pretrained", config)
     weights = Path(teacher.weights).expanduser() if teacher.weights else place.run.folder / "teacher" / WEIGHTS
     if not weights.is_file():
         raise EvaluationError(f"the teacher's weights are missing at {weights}; put them back there")
