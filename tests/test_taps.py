@@ -5,6 +5,7 @@ import torchvision
 from redistill.errors import TapError
 from redistill.models import load_model
 from redistill.planning.taps import choose_taps, read_taps, resolve_taps
+from redistill.red import red_overhead
 from redistill.transform.analysis import analyze
 
 
@@ -83,3 +84,10 @@ def test_a_tap_file_is_read_or_refused(tmp_path):
         read_taps(file)
     with pytest.raises(TapError, match="cannot read taps from"):
         read_taps(tmp_path / "missing.yaml")
+
+
+def test_how_much_a_block_needs_is_found_without_a_draw():
+    red_overhead.cache_clear()
+    before = torch.get_rng_state()
+    red_overhead("deploy")
+    assert torch.equal(torch.get_rng_state(), before)

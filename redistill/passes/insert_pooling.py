@@ -19,6 +19,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.memory.recording import ShapeInterpreter
+from redistill.operators import name_of
 from redistill.passes.geometry import Pair, UnreachableGridError, refit, widen
 
 RESTRIDE = "restride"
@@ -98,8 +99,9 @@ class _Rewriter(ShapeInterpreter):
             return super().run_node(n)
         except Exception as error:
             reason = str(error).partition("\n")[0]
+            called = n.target if isinstance(n.target, str) else name_of(n)
             raise PlanError(
-                f"the rewritten graph does not fit together at {n.name} ({n.target}): {reason}; choose pooling factors "
+                f"the rewritten graph does not fit together at {n.name} ({called}): {reason}; choose pooling factors "
                 "that divide its grids, or an input whose sides they divide"
             ) from error
 
