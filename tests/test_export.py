@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from redistill import RedistillError, transform
@@ -18,7 +19,9 @@ from redistill.export import executorch as et
 from redistill.export import onnx as onnx_format
 from redistill.export import pt2 as pt2_format
 from redistill.export.__main__ import main
+from redistill.export.calibration import calibration_batches
 from redistill.export.formats import FORMATS, format_named
+from redistill.export.metadata import find_experiment
 from redistill.export.parity import relative_error
 from redistill.trainers.config import load, resolved
 from redistill.trainers.settings import ClassifierConfig
@@ -218,6 +221,16 @@ def test_int8_is_calibrated_on_the_students_own_data(student_folder, tmp_path, c
     assert pt2_format.read_metadata(out.read_bytes())["quantization"] == "int8"
 
 
+def test_a_folder_of_images_is_prepared_as_the_students_own(student_folder, tmp_path):
+    for name, size in (("one.png", (20, 20)), ("two.jpg", (40, 24))):
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        Image.new("RGB", size, (255, 255, 255)).save(tmp_path / "deep" / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    batches = calibration_batches(str(tmp_path), find_experiment(student_folder / "student"), IMAGE, samples=8)
+    assert [tuple(batch.shape) for batch in batches] == [(1, 3, 16, 16)] * 2
+    assert all(torch.allclose(batch, torch.ones(1), atol=0.02) for batch in batches)  # white: (1 - 0.5) / 0.5
+
+
 def test_a_file_that_computes_something_else_is_not_written(student, tmp_path, monkeypatch):
     silent = replace(FORMATS["pt2"], run=lambda data, inputs: [torch.zeros(1, 10)])
     monkeypatch.setitem(FORMATS, "pt2", silent)
@@ -245,6 +258,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         (["{run}", "--output", "{there}"], "exists already"),
         (["{run}/nowhere"], "not a student folder"),
         (["{run}", "--quantize", "int8", "--format", "executorch-portable"], "no int8 kernels"),
+        (["{run}", "--convention", "eager"], "--convention deploy or arena"),
         (["{run}", "--quantize", "int8", "--set", "data.image_size=24"], "calibration images are 3x24x24"),
         (["{run}", "--quantize", "int8", "--calibration", "{empty}"], "holds 0 images"),
         (["--model", "torchvision:resnet18", "--quantize", "int8"], "give --calibration"),

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from redistill.errors import RedistillError
 from redistill.export.formats import FORMATS
 from redistill.export.parity import FLOAT_BOUND, relative_error
-from redistill.quiet import quietly, standard_error
 from redistill.export.subject import prepare as prepare_subject
 from redistill.export.subject import tensors_of
+from redistill.quiet import quietly, standard_error
 
 Inputs = tuple[Tensor, ...]
 Run = Callable[[], Any]

@@ -23,6 +23,7 @@ from redistill.cli import (
     write_json,
 )
 from redistill.export.calibration import calibration_batches
+from redistill.export.errors import ExportError
 from redistill.export.exporting import check_free, check_quantized, export
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import describe_data, describe_inputs, find_experiment, find_student
@@ -82,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     chosen = format_named(given.format)
     check_quantized(chosen, given.quantize is not None)
+    if given.convention not in ("deploy", "arena"):
+        raise ExportError(
+            f"{given.convention} is how PyTorch itself runs, not a file; give --convention deploy or arena"
+        )
     folder = find_student(Path(given.student)) if given.student else None
     output = Path(given.output or _default_name(folder, given) + chosen.suffix)
     check_writable(str(output), given.json)
@@ -90,8 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     experiment = find_experiment(folder) if folder else None
     if experiment is not None:
         about |= describe_data(experiment.config.data)
-    convention = model.record.provenance.convention if isinstance(model, Student) else given.convention
-    subject = prepare(model, inputs, convention, given.reorder, about)
+    subject = prepare(model, inputs, _convention(given, model), given.reorder, about)
     if given.quantize:
         images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set)
         subject = make_int8(subject, images, convert=not chosen.quantizes)
@@ -101,6 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json != "-":
         sys.stdout.write(render(exported, subject, model) + "\n")
     return 0
+
+
+def _convention(given: argparse.Namespace, model: nn.Module) -> str:
+    """The student's own, unless another is asked for."""
+    if isinstance(model, Student) and given.convention == "deploy":
+        return model.record.provenance.convention
+    return str(given.convention)
 
 
 def _default_name(folder: Path | None, given: argparse.Namespace) -> str:

@@ -50,7 +50,7 @@ def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
     if isinstance(model, Student):
         teacher = model.record.teacher_profile
         size = teacher.peak_bytes
-        lines.append(("", f"{format_bytes(size)} its teacher ({teacher.convention}), {size:,} bytes"))
+        lines.append(("", f"its teacher: {format_bytes(size)} ({teacher.convention}), {size:,} bytes"))
     return lines
 
 

@@ -186,7 +186,7 @@ class StudentConfig:
         start: from the teacher's weights or from scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
-            teacher's.
+            teacher's, and a saved student keeps its own.
     """
 
     budget: str | None = "4x"
@@ -221,7 +221,7 @@ class DistillationConfig:
 class QuantizationConfig:
     """Int8 after the float epochs: the student is rounded, then trained rounded by the same losses and teachers.
 
-    To go on from a student trained before, set student.folder, student.recalibrate=0 and recipe.epochs=0.
+    To go on from a student trained before, set student.folder and recipe.epochs=0.
 
     Attributes:
         epochs: passes over the training set with rounded weights and activations; 0 only rounds.

@@ -34,7 +34,7 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
         origin = teacher if inherits else load_model(spec, student.weights or "random")
         taps = student.taps or ("auto" if listens_to_taps(config.distillation.methods) else "none")
         made = _make(replace(student, taps=taps), spec, origin, example)
-    if student.recalibrate and (inherits or student.weights is not None):
+    if student.recalibrate and student.folder is None and (inherits or student.weights is not None):
         recalibrate(made, experiment, student.recalibrate, config.recipe.batch_size)
     return made
 

@@ -210,7 +210,7 @@ def test_a_stopped_command_continues_to_the_same_student(settings, tmp_path, mon
 
 def test_a_saved_student_is_trained_further(settings, tmp_path):
     assert main(arguments(settings, tmp_path / "first")) == 0
-    again = [f"student.folder={tmp_path}/first/student", "student.budget=null", "student.recalibrate=0"]
+    again = [f"student.folder={tmp_path}/first/student", "student.budget=null"]
     assert main(arguments(settings, tmp_path / "second", *again)) == 0
     start = json.loads((tmp_path / "second" / "summary.json").read_text())["start"]
     end = json.loads((tmp_path / "first" / "summary.json").read_text())["last"]["validation"]

@@ -179,7 +179,7 @@ def test_what_is_delivered_is_what_was_measured(finished):
 def test_a_student_trained_before_is_taken_as_it_is_and_a_stopped_stage_continues(
     finished, settings, tmp_path, monkeypatch, capsys
 ):
-    changes = [f"student.folder={finished}/student", "student.recalibrate=0", "recipe.epochs=0"]
+    changes = [f"student.folder={finished}/student", "recipe.epochs=0"]
     monkeypatch.setattr(Loop, "_must_stop", lambda *given: True)
     assert main(arguments(settings, tmp_path, *changes)) == InterruptedRunError.exit_code
     monkeypatch.undo()
