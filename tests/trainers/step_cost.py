@@ -26,15 +26,15 @@ from redistill.trainers.students import obtain_student
 REPEATS = 7
 
 
-def least(step):
-    """Milliseconds of the quickest of several runs, after one to warm up."""
-    step()
-    found = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        step()
-        found.append(time.process_time() - start)
-    return min(found) * 1e3
+def least(*steps):
+    """Milliseconds of the quickest of several runs of each step, called in turn, after one to warm up."""
+    found = [[] for _ in steps]
+    for _ in range(REPEATS + 1):
+        for step, times in zip(steps, found, strict=True):
+            start = time.process_time()
+            step()
+            times.append(time.process_time() - start)
+    return tuple(1e3 * min(times[1:]) for times in found)
 
 
 def measure(spec, size, batch, methods):
@@ -59,7 +59,7 @@ def measure(spec, size, batch, methods):
             teacher(images)
         step_on(F.cross_entropy(task.network(images), labels))
 
-    return least(distil), least(apart)
+    return least(distil, apart)
 
 
 if __name__ == "__main__":
