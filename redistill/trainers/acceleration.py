@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from redistill.trainers.settings import RecipeConfig, RunConfig
 from redistill.trainers.task import Batch, Task
 
 logger = logging.getLogger(__name__)
+
+MALLOC_OPTIONS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28)}
+"""Of glibc, with their numbers in malloc.h: no block is mapped on its own, none goes back to the system."""
 
 
 def uses_cpu() -> bool:
@@ -49,10 +54,20 @@ def warn_of_missing_processes(trainer: str) -> None:
         )
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, which else faults every page in anew: a tenth of its time."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for number, value in MALLOC_OPTIONS.values():
+            libc.mallopt(number, value)
+
+
 def make_accelerator(recipe: RecipeConfig, run: RunConfig, skips_parameters: bool) -> Accelerator:
     """Accelerate for a recipe; `skips_parameters` lets steps leave parameters without a gradient."""
     if run.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if uses_cpu():
+        keep_freed_memory()
     AcceleratorState._reset_state()  # else a second run in this process could not choose another precision
     parallel = DistributedDataParallelKwargs(find_unused_parameters=skips_parameters)
     return Accelerator(
