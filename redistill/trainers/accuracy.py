@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from redistill.budget import parse_budget
+from redistill.errors import BudgetError
 from redistill.trainers.classifier import train
 from redistill.trainers.contest import PLAIN, ComparisonConfig, Judge, Result, Row, Scores
 from redistill.trainers.settings import ClassifierConfig
@@ -58,20 +61,32 @@ def recovered(result: Result, results: Sequence[Result], baseline: str) -> float
 
 
 def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Accuracy against plan, one line a start and method, the reference as a level."""
+    """Accuracy against plan, one line for the methods from a start that have several plans, the reference as a level."""
     from matplotlib.figure import Figure
 
+    students = sorted(results[1:], key=lambda result: times_less(result.row.plan))
+    plans = list(dict.fromkeys(student.row.plan for student in students))
     lines: dict[str, list[Result]] = {}
-    for result in results:
-        if result.row.methods != REFERENCE:
-            lines.setdefault(f"{result.row.methods} from {result.row.start}", []).append(result)
+    for student in students:
+        lines.setdefault(f"{student.row.methods} from {student.row.start}", []).append(student)
+    several = {label: points for label, points in lines.items() if len(points) > 1} or lines
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for label, points in lines.items():
-        plans, means = [point.row.plan for point in points], [point.mean(TOP1) for point in points]
-        axis.errorbar(plans, means, [point.spread(TOP1) for point in points], label=label, marker="o", capsize=3)
+    for label, points in several.items():
+        places, means = [plans.index(point.row.plan) for point in points], [point.mean(TOP1) for point in points]
+        axis.errorbar(places, means, [point.spread(TOP1) for point in points], label=label, marker="o", capsize=3)
+    axis.set_xticks(range(len(plans)), plans)
     axis.axhline(results[0].mean(TOP1), color="grey", linestyle="--", label=REFERENCE)
     axis.set(xlabel="peak activation memory, times less", ylabel="test top-1, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)
+
+
+def times_less(plan: str) -> float:
+    """By how much a plan named like a budget ("4x", "25%") divides the peak; any other name comes last."""
+    try:
+        share = parse_budget(plan).share
+    except BudgetError:
+        share = None
+    return 1 / share if share else math.inf

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from redistill.models import load_model
+from redistill.trainers.acceleration import keep_freed_memory
 from redistill.trainers.classifier import ClassifierExperiment
 from redistill.trainers.config import load
 from redistill.trainers.distillation import MAIN
@@ -64,6 +65,7 @@ def measure(spec, size, batch, methods):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    keep_freed_memory()
     spec, size, batch, methods = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     together, separate = measure(spec, size, batch, methods)
     print(f"distillation step {together:.0f} ms; teacher forward and student step apart {separate:.0f} ms")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from redistill.trainers import accuracy
-from redistill.trainers.accuracy import REFERENCE, AccuracyJudge, recovered
+from redistill.trainers.accuracy import REFERENCE, AccuracyJudge, recovered, times_less
 from redistill.trainers.comparison import choose_judge, read_comparison
 from redistill.trainers.config import packaged
 from redistill.trainers.contest import ComparisonConfig, GridConfig, Result, Row, compare, finish_together, rows
@@ -58,6 +58,12 @@ def test_a_grid_may_have_seeds_and_the_reference_settings_of_its_own(tmp_path):
     assert judge.settings(found[0], 0).recipe.epochs == 3
     assert [judge.seeds(row) for row in (found[0], found[1], found[-1])] == [(0, 1), (0, 1), (5,)]
     assert Result(found[-1], ({"top1": 71.234},)).show("top1") == "71.23 (1 seed)"
+
+
+def test_plans_are_drawn_from_mild_to_hard():
+    assert sorted(["9.6x", "hard", "2x", "25%", "512KiB", "16x"], key=times_less) == [
+        "2x", "25%", "9.6x", "16x", "hard", "512KiB",
+    ]  # fmt: skip
 
 
 def test_runs_are_made_in_several_processes(tmp_path):
