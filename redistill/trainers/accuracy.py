@@ -61,7 +61,7 @@ def recovered(result: Result, results: Sequence[Result], baseline: str) -> float
 
 
 def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Accuracy against plan, one line for the methods from a start that have several plans, the reference as a level."""
+    """Accuracy against plan, a line for the methods from a start that have several plans, the reference as a level."""
     from matplotlib.figure import Figure
 
     students = sorted(results[1:], key=lambda result: times_less(result.row.plan))
