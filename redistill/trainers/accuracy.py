@@ -61,7 +61,7 @@ def recovered(result: Result, results: Sequence[Result], baseline: str) -> float
 
 
 def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Accuracy against plan, a line for the methods from a start that have several plans, the reference as a level."""
+    """Accuracy against plan, a line for each methods and start with most plans, the reference as a level."""
     from matplotlib.figure import Figure
 
     students = sorted(results[1:], key=lambda result: times_less(result.row.plan))
@@ -69,15 +69,17 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
     lines: dict[str, list[Result]] = {}
     for student in students:
         lines.setdefault(f"{student.row.methods} from {student.row.start}", []).append(student)
-    several = {label: points for label, points in lines.items() if len(points) > 1} or lines
+    most = max(map(len, lines.values()), default=0)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for label, points in several.items():
+    for label, points in lines.items():
+        if len(points) < most:
+            continue
         places, means = [plans.index(point.row.plan) for point in points], [point.mean(TOP1) for point in points]
         axis.errorbar(places, means, [point.spread(TOP1) for point in points], label=label, marker="o", capsize=3)
     axis.set_xticks(range(len(plans)), plans)
     axis.axhline(results[0].mean(TOP1), color="grey", linestyle="--", label=REFERENCE)
-    axis.set(xlabel="peak activation memory, times less", ylabel="test top-1, %")
+    axis.set(xlabel="plan, named by the budget of peak activation memory", ylabel="test top-1, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)
