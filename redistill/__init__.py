@@ -1,6 +1,7 @@
 """Redistill: memory-bounded students of convolutional networks and UNet denoisers."""
 
 from redistill.errors import InfeasibleBudgetError, RedistillError
+from redistill.fitting import fit
 from redistill.memory.conventions import MemoryProfile
 from redistill.memory.meter import measure
 from redistill.memory.profiling import profile
@@ -15,6 +16,7 @@ __all__ = [
     "RedistillError",
     "Student",
     "__version__",
+    "fit",
     "load_student",
     "measure",
     "profile",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from redistill.trainers.data import DataSets, open_data
 from redistill.trainers.loop import Loop
-from redistill.trainers.settings import ExperimentConfig
+from redistill.trainers.settings import AugmentationConfig, ExperimentConfig
 from redistill.trainers.task import Lessons, Task
 
 Config = TypeVar("Config", bound=ExperimentConfig)
@@ -30,6 +31,11 @@ class Experiment(ABC, Generic[Config]):
     def __init__(self, config: Config, folder: Path, data: DataSets | None = None) -> None:
         self.config, self.folder = config, folder
         self.data = data or open_data(config.data, config.run.seed)
+
+    def augmented(self, augmentation: AugmentationConfig) -> Experiment[Config]:
+        """The same experiment on images augmented otherwise."""
+        config = self.config
+        return type(self)(replace(config, data=replace(config.data, augmentation=augmentation)), self.folder)
 
     @abstractmethod
     def inputs(self, indices: Sequence[int]) -> tuple[Tensor, ...]:

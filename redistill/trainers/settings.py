@@ -164,11 +164,14 @@ class TeacherConfig:
         weights: a state dict (safetensors, or torch's weights-only format). A file that does not exist yet is written,
             if there is a recipe.
         recipe: how the teacher is trained here where it has no weights.
+        augmentation: of the images it is trained on, instead of the data's. Shifts by fewer pixels than a student's
+            first stride help a teacher and hurt that student.
     """
 
     model: str = "redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.25"
     weights: str | None = None
     recipe: RecipeConfig | None = None
+    augmentation: AugmentationConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,12 @@ class StudentConfig:
         weights: a state dict of that architecture.
         taps: where RED blocks stand: "auto", "none" or a file of places, packaged or your own; by default automatic
             where `red` is a method.
-        start: from the teacher's weights or from scratch.
+        start: from the teacher's weights as they are, fitted to the student's grids (see `redistill.fit`), or from
+            scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
             teacher's, and a saved student keeps its own.
+        fit: training images to which a fitted start is fitted; their maps at one layer are in memory at once.
     """
 
     budget: str | None = "4x"
@@ -197,9 +202,17 @@ class StudentConfig:
     convention: str = "deploy"
     objective: str = "macs"
     taps: str | None = None
-    start: Literal["teacher", "scratch"] = "teacher"
+    start: Literal["teacher", "fitted", "scratch"] = "teacher"
     red_init: Literal["gentle", "default"] = "gentle"
     recalibrate: int = 8
+    fit: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(self.fit >= 2, f"student.fit={self.fit}: needs two images or more")
+        _require(
+            self.start != "fitted" or self.model is None,
+            "student.start=fitted: only the teacher's own weights can be fitted; leave student.model out",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import statistics
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,8 @@ from redistill.trainers.distillation.red import RED
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.settings import StudentConfig
 
+logger = logging.getLogger(__name__)
+
 
 def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module:
     """The student, from the teacher's weights or from scratch; a plain copy of the teacher where nothing is asked."""
@@ -30,11 +34,15 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
     example = experiment.inputs([0])
     with seeding.seeded(config.run.seed, "student"):
         spec = student.model or config.teacher.model
-        inherits = student.start == "teacher" and student.model is None
+        inherits = student.start != "scratch" and student.model is None
         origin = teacher if inherits else load_model(spec, student.weights or "random")
         taps = student.taps or ("auto" if listens_to_taps(config.distillation.methods) else "none")
         made = _make(replace(student, taps=taps), spec, origin, example)
-    if student.recalibrate and student.folder is None and (inherits or student.weights is not None):
+    if student.folder is not None:
+        return made
+    if student.start == "fitted" and isinstance(made, redistill.Student):
+        fit_to_teacher(made, teacher, experiment, student.fit)
+    elif student.recalibrate and (inherits or student.weights is not None):
         recalibrate(made, experiment, student.recalibrate, config.recipe.batch_size)
     return made
 
@@ -68,6 +76,23 @@ def _make(config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Te
 
 def _tap_file(taps: str) -> str:
     return taps if taps in ("auto", "none") else str(find_file(taps))
+
+
+def fit_to_teacher(student: redistill.Student, teacher: nn.Module, experiment: Experiment[Any], images: int) -> None:
+    """Fit the student's convolutions to the teacher's on training images without augmentation, drawn at random."""
+    device = processes().device
+    order = torch.randperm(len(experiment.data.calibration), generator=seeding.generator("fit"))[:images]
+    inputs = (value.to(device) for value in experiment.inputs(order.tolist()))
+    fits = redistill.fit(student.to(device), teacher.to(device), *inputs)
+    student.cpu()
+    teacher.cpu()
+    if not fits:
+        return
+    before, after = (statistics.fmean(getattr(layer, when) for layer in fits) for when in ("before", "after"))
+    logger.info(
+        "fitted %d convolutions on %d images: of their teacher's variance %.1f %% was unexplained, now %.1f %%",
+        len(fits), len(order), 100 * before, 100 * after,
+    )  # fmt: skip
 
 
 @torch.no_grad()

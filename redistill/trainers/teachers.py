@@ -37,6 +37,8 @@ def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: 
     path = Path(teacher.weights).expanduser() if teacher.weights is not None else folder / WEIGHTS
     source: str | Path | None = teacher.weights if teacher.weights in ("pretrained", "random") else path
     if teacher.recipe is not None and source == path and not path.is_file():
+        if teacher.augmentation is not None:
+            experiment = experiment.augmented(teacher.augmentation)
         train_teacher(experiment, teacher.model, teacher.recipe, folder, path)
     elif teacher.recipe is None and teacher.weights is None:
         source = None

@@ -21,7 +21,7 @@ class Reentry(DistillationMethod):
 
     name = "reentry"
     needs = frozenset({Need.REENTRY})
-    weight = 1.0
+    weight = 50.0
 
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
         """Check that the student has a re-entry node, of the teacher's shape."""
