@@ -12,6 +12,7 @@ grids differ and the channels stay.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,10 +117,8 @@ class _Fitter(Interpreter):
         super().__init__(student)
         self.teacher = teacher
         self.norms = {path for path, module in modules_of(teacher.module).items() if is_plain_batch_norm(module)}
-        shared = _convolutions(student) & teacher.wanted
-        theirs = modules_of(teacher.module)
         modules = modules_of(student)
-        self.wanted = {path for path in shared if modules[path].weight.shape == theirs[path].weight.shape}
+        self.wanted = _convolutions(student) & teacher.wanted
         normalised = [node for node in student.graph.nodes if is_foldable_batch_norm(node, modules)]
         self.before = {str(node.target): str(node.all_input_nodes[0].target) for node in normalised}
         self.shifts: dict[str, Tensor] = {}
@@ -138,7 +137,7 @@ class _Fitter(Interpreter):
 
     def _fit(self, layer: str, module: nn.Conv2d, inputs: Tensor) -> None:
         output = module(inputs)
-        aim = F.adaptive_avg_pool2d(self.teacher.of(layer), output.shape[-2:])
+        aim = _on_the_grid_of(output, self.teacher.of(layer))
         free = layer in self.before.values()
         fit_convolution(module, inputs, aim - output, self.ridge, free)
         fitted = module(inputs)
@@ -156,6 +155,16 @@ def _convolutions(graph_module: GraphModule) -> set[str]:
 
 def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def _on_the_grid_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """A teacher's map as the student's layer should give it.
+
+    Averaged to its height and width; where a pixel shuffle follows in the student, its pixels are laid into channels.
+    """
+    side = math.isqrt(student.shape[1] // teacher.shape[1])
+    laid = F.pixel_unshuffle(teacher, side) if side > 1 else teacher
+    return F.adaptive_avg_pool2d(laid, student.shape[-2:])
 
 
 def _unexplained(value: Tensor, aim: Tensor) -> float:

@@ -164,10 +164,11 @@ def test_a_denoiser_is_fitted_with_its_timesteps():
     inputs = (random(6, 3, 16, 16), torch.arange(6))
     student = redistill.transform(teacher, tuple(value[:1] for value in inputs), factors=(2, 2, 2, 1))
     inherited = copy.deepcopy(student).eval()
-    redistill.fit(student, teacher, *inputs)
+    fits = redistill.fit(student, teacher, *inputs)
+    assert fits[-1].layer.startswith("tail")  # whose pixels the student gives as channels
     with torch.no_grad():
         aim = teacher(*inputs)
-        assert F.mse_loss(student.eval()(*inputs), aim) < F.mse_loss(inherited(*inputs), aim)
+        assert F.mse_loss(student.eval()(*inputs), aim) < F.mse_loss(inherited(*inputs), aim) / 2
 
 
 def test_too_few_images_are_refused():

@@ -21,7 +21,7 @@ from redistill.trainers.record import Record
 from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.students import obtain_student, recalibrate
 from redistill.trainers.teachers import obtain_teachers
-from redistill.trainers.views import view_teacher
+from redistill.trainers.views import StudentView, view_teacher
 
 SMALL = [
     "teacher.model=small_networks:small_resnet",
@@ -118,6 +118,48 @@ def test_a_student_starts_from_the_teacher_or_from_scratch(settings, tmp_path):
     kept = teacher.state_dict()["layer2.conv1.weight"]
     assert torch.equal(warm.state_dict()["layer2.conv1.weight"], kept)
     assert not torch.equal(cold.state_dict()["layer2.conv1.weight"], kept)
+
+
+def test_a_fitted_student_shows_more_of_what_its_teacher_shows(settings, tmp_path, caplog):
+    _, experiment, teacher, plain = parts(settings, tmp_path, HARD)
+    with caplog.at_level("INFO", "redistill"):
+        *_, fitted = parts(settings, tmp_path, HARD, "student.start=fitted", "student.fit=48")
+    assert "convolutions on 48 images" in caplog.text
+    (images,) = experiment.inputs(range(64))
+    needs = frozenset({Need.REENTRY})
+    with torch.no_grad():
+        aim = view_teacher(fitted, teacher, needs)(images).reentry
+        plains, ours = (StudentView(student.eval(), needs)(images).reentry for student in (plain, fitted))
+    assert (ours - aim).square().mean() < (plains - aim).square().mean() / 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        (["student.start=fitted", *OWN_ARCHITECTURE], "leave student.model out"),
+        (["student.start=fitted", "student.fit=1"], "two images or more"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(settings, tmp_path, capsys, changes, remedy):
+    assert main(arguments(settings, tmp_path, *changes)) == 2
+    error = capsys.readouterr().err
+    assert remedy in error
+    assert error.count("\n") == 1
+
+
+def test_a_teacher_may_be_trained_on_other_augmentation(settings, tmp_path):
+    def trained(name, *changes):
+        recipe = "teacher.recipe={steps: 2, batch_size: 16}"
+        path = tmp_path / f"{name}.safetensors"
+        _, experiment, teacher, _ = parts(settings, tmp_path / name, f"teacher.weights={path}", recipe, *changes)
+        return experiment.config.data.augmentation, teacher.state_dict()["conv1.weight"]
+
+    usual, plain = trained("plain")
+    kept, flipped = trained("flipped", "teacher.augmentation={flip: true}")
+    _, same = trained("same", "teacher.augmentation={crop: padded, padding: 2}")  # the data's own
+    assert kept == usual
+    assert not torch.equal(plain, flipped)
+    assert torch.equal(plain, same)
 
 
 def test_without_budget_or_factors_the_student_is_the_architecture_itself(settings, tmp_path):
