@@ -164,7 +164,7 @@ def _on_the_grid_of(student: Tensor, teacher: Tensor) -> Tensor:
     """
     side = math.isqrt(student.shape[1] // teacher.shape[1])
     laid = F.pixel_unshuffle(teacher, side) if side > 1 else teacher
-    return F.adaptive_avg_pool2d(laid, student.shape[-2:])
+    return F.adaptive_avg_pool2d(laid, (student.shape[-2], student.shape[-1]))
 
 
 def _unexplained(value: Tensor, aim: Tensor) -> float:
