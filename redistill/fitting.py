@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
 
 from redistill.errors import ModelError
 from redistill.operators import is_foldable_batch_norm, is_plain_batch_norm, modules_of
 from redistill.tracing.capture import capture
 from redistill.tracing.skeleton import mode_of
+from redistill.wording import format_shape
 
 RIDGE = 1e-2
 """Pull towards the inherited weights, in units of the mean power of a layer's inputs."""
@@ -71,7 +73,7 @@ def fit(student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float 
         What each fitted layer leaves unexplained, before and after, in the order of the data.
 
     Raises:
-        ModelError: fewer than two images.
+        ModelError: fewer than two images, or a teacher the student was not made from.
         TraceError: the teacher cannot be traced.
     """
     images = len(inputs[0]) if inputs else 0
@@ -79,8 +81,11 @@ def fit(student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float 
         raise ModelError(f"fitting needs two images or more, not {images}; some hundreds are better")
     with mode_of(teacher, training=False), mode_of(student, training=False):
         graph_module = capture(teacher, [value[:2] for value in inputs], check=False).graph_module
-        fitter = _Fitter(student, _TeacherOutputs(graph_module, inputs), ridge)
-        fitter.run(*inputs)
+        outputs = _TeacherOutputs(graph_module, inputs)
+        layers = _shared(student, graph_module)
+        with tqdm(total=len(layers), desc="fitting", unit="layer", leave=False, disable=None) as progress:
+            fitter = _Fitter(student, layers, outputs, ridge, progress)
+            fitter.run(*inputs)
     return tuple(fitter.fits)
 
 
@@ -96,16 +101,19 @@ class _TeacherOutputs(Interpreter):
 
     def of(self, layer: str) -> Tensor:
         """The output of a layer; asked for once."""
-        while layer not in self.passed:
-            path, value = next(self.steps)
-            self.passed[path] = value
-        return self.passed.pop(layer)
+        if layer in self.passed:
+            return self.passed.pop(layer)
+        for path, value in self.steps:
+            if path == layer:
+                return value
+            self.passed[path] = value.clone()  # what follows may overwrite it
+        raise KeyError(layer)
 
     def _steps(self) -> Iterator[tuple[str, Tensor]]:
         for node in self.graph.nodes:
             self.env[node] = self.run_node(node)
             if node.op == "call_module" and node.target in self.wanted:
-                yield str(node.target), self.env[node].clone()
+                yield str(node.target), self.env[node]
             for finished in self.user_to_last_uses.get(node, []):
                 del self.env[finished]
 
@@ -113,44 +121,60 @@ class _TeacherOutputs(Interpreter):
 class _Fitter(Interpreter):
     """Runs the student, fitting each convolution before what follows sees its output."""
 
-    def __init__(self, student: GraphModule, teacher: _TeacherOutputs, ridge: float) -> None:
+    def __init__(
+        self, student: GraphModule, layers: set[str], teacher: _TeacherOutputs, ridge: float, progress: tqdm[Any]
+    ) -> None:
         super().__init__(student)
-        self.teacher = teacher
+        self.wanted, self.teacher, self.ridge, self.progress = layers, teacher, ridge, progress
         self.norms = {path for path, module in modules_of(teacher.module).items() if is_plain_batch_norm(module)}
         modules = modules_of(student)
-        self.wanted = _convolutions(student) & teacher.wanted
         normalised = [node for node in student.graph.nodes if is_foldable_batch_norm(node, modules)]
         self.before = {str(node.target): str(node.all_input_nodes[0].target) for node in normalised}
         self.shifts: dict[str, Tensor] = {}
-        self.ridge = ridge
         self.fits: list[LayerFit] = []
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Fit, then run."""
         module = self.fetch_attr(target)
         if target in self.wanted:
-            self._fit(target, module, args[0])
-        elif is_plain_batch_norm(module) and module.running_mean is not None:
+            return self._fit(target, module, args[0])
+        if is_plain_batch_norm(module) and module.running_mean is not None:
             shift = self.shifts.get(self.before.get(target, ""), 0.0)
             _measure(module, args[0], shift, rescale=target in self.norms)
         return super().call_module(target, args, kwargs)
 
-    def _fit(self, layer: str, module: nn.Conv2d, inputs: Tensor) -> None:
+    def _fit(self, layer: str, module: nn.Conv2d, inputs: Tensor) -> Tensor:
         output = module(inputs)
         aim = _on_the_grid_of(output, self.teacher.of(layer))
         free = layer in self.before.values()
         fit_convolution(module, inputs, aim - output, self.ridge, free)
-        fitted = module(inputs)
+        fitted: Tensor = module(inputs)
         self.fits.append(LayerFit(layer, _unexplained(output, aim), _unexplained(fitted, aim)))
         if free:
             self.shifts[layer] = (aim - fitted).mean((0, 2, 3))
+        self.progress.update()
+        return fitted
+
+
+def _shared(student: GraphModule, teacher: GraphModule) -> set[str]:
+    """Paths of the convolutions that can be fitted; a student's may give a pixel-shuffled multiple of the channels."""
+    shared = _convolutions(student) & _convolutions(teacher)
+    for path in sorted(shared):
+        ours, theirs = (tuple(network.get_parameter(f"{path}.weight").shape) for network in (student, teacher))
+        if ours[1:] != theirs[1:] or ours[0] % theirs[0]:
+            raise ModelError(
+                f"{path} is {format_shape(ours)} in the student and {format_shape(theirs)} in the teacher; "
+                "fit a student to the teacher it was made from"
+            )
+    return shared
 
 
 def _convolutions(graph_module: GraphModule) -> set[str]:
     """Paths of the 2D convolutions that are called once and pad with zeros."""
     modules = modules_of(graph_module)
-    calls = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
-    return {path for path, count in calls.items() if count == 1 and _is_plain(modules[path])}
+    calls = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
+    times = Counter(id(modules[path]) for path in calls)
+    return {path for path in calls if times[id(modules[path])] == 1 and _is_plain(modules[path])}
 
 
 def _is_plain(module: nn.Module) -> bool:

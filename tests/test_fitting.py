@@ -176,3 +176,11 @@ def test_too_few_images_are_refused():
     student = redistill.transform(teacher, random(1, 3, 32, 32), factors=(2, 2, 1, 1, 1))
     with pytest.raises(ModelError, match="two images or more, not 1"):
         redistill.fit(student, teacher, random(1, 3, 32, 32))
+
+
+def test_another_teacher_is_refused():
+    torch.manual_seed(0)
+    student = redistill.transform(resnet(), random(1, 3, 32, 32), factors=(2, 2, 1, 1, 1))
+    wide = torchvision.models.wide_resnet50_2(num_classes=10)
+    with pytest.raises(ModelError, match=r"layer1\.0\.conv1 is 64x64x3x3 in the student and 128x64x1x1 in the teacher"):
+        redistill.fit(student, wide, random(4, 3, 32, 32))
