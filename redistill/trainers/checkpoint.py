@@ -12,6 +12,9 @@ import json
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -23,8 +26,31 @@ from redistill.trainers.errors import CheckpointError
 MANIFEST = "manifest.json"
 PREFIX = "step-"
 ASIDE = ".aside-"
+LOCK = ".lock"
+
+if sys.platform != "win32":
+    import fcntl
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; a killed process holds nothing. Where the system has no locks, no check.
+
+    Raises:
+        CheckpointError: another process is at work there, which would overwrite what this one writes.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"another process is at work in {folder}; wait for it or set run.folder") from error
+        yield
 
 
 class Checkpoints:

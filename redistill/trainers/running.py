@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights
 from redistill.trainers.acceleration import processes
-from redistill.trainers.checkpoint import write_atomically
+from redistill.trainers.checkpoint import sole_writer, write_atomically
 from redistill.trainers.config import differences, resolved
 from redistill.trainers.distillation import MAIN
 from redistill.trainers.errors import CheckpointError
@@ -36,8 +37,13 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
     Raises:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
-    config, folder = experiment.config, experiment.folder
     experiment.check_settings()
+    with sole_writer(experiment.folder) if processes().is_main_process else nullcontext():
+        return _run(experiment, resume)
+
+
+def _run(experiment: Experiment[Any], resume: bool) -> dict[str, Any]:
+    config, folder = experiment.config, experiment.folder
     write_configuration(config, folder, resume)
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])

@@ -11,6 +11,7 @@ from small_networks import small_resnet
 
 import redistill
 from redistill.errors import ConfigError
+from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.classifier import ClassifierExperiment, main
 from redistill.trainers.config import load
 from redistill.trainers.data import open_data
@@ -160,6 +161,14 @@ def test_a_teacher_may_be_trained_on_other_augmentation(settings, tmp_path):
     assert kept == usual
     assert not torch.equal(plain, flipped)
     assert torch.equal(plain, same)
+
+
+def test_a_folder_has_one_writer_at_a_time(settings, tmp_path, capsys):
+    with sole_writer(tmp_path):
+        assert main(arguments(settings, tmp_path, "recipe.steps=1")) == 2
+    assert f"another process is at work in {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "config.yaml").exists()
+    assert main(arguments(settings, tmp_path, "recipe.steps=1")) == 0
 
 
 def test_without_budget_or_factors_the_student_is_the_architecture_itself(settings, tmp_path):
