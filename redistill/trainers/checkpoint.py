@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; a killed process holds nothing. Where the system has no locks, no check.
+    """Hold a run's folder for this process; a killed process holds nothing. Where there are no locks, no check.
 
     Raises:
         CheckpointError: another process is at work there, which would overwrite what this one writes.
@@ -50,6 +50,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(f"another process is at work in {folder}; wait for it or set run.folder") from error
+        except OSError:
+            logger.warning("%s has no locks; take care that no other process works there", folder)
         yield
 
 

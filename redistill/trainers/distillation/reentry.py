@@ -17,7 +17,11 @@ TINY = 1e-12
 
 
 class Reentry(DistillationMethod):
-    """mean (f_s - f_t)^2 / mean f_t^2: the share of the teacher's power that the student misses."""
+    """mean (f_s - f_t)^2 / mean f_t^2: the share of the teacher's power that the student misses.
+
+    A tenth or two soon after the start, which a cross-entropy drowns: with weight 1 its students are worse than with 20
+    or more, from where on they hardly differ.
+    """
 
     name = "reentry"
     needs = frozenset({Need.REENTRY})
