@@ -81,8 +81,8 @@ def fit(student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float 
         raise ModelError(f"fitting needs two images or more, not {images}; some hundreds are better")
     with mode_of(teacher, training=False), mode_of(student, training=False):
         graph_module = capture(teacher, [value[:2] for value in inputs], check=False).graph_module
-        outputs = _TeacherOutputs(graph_module, inputs)
         layers = _shared(student, graph_module)
+        outputs = _TeacherOutputs(graph_module, layers, inputs)
         with tqdm(total=len(layers), desc="fitting", unit="layer", leave=False, disable=None) as progress:
             fitter = _Fitter(student, layers, outputs, ridge, progress)
             fitter.run(*inputs)
@@ -90,11 +90,11 @@ def fit(student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float 
 
 
 class _TeacherOutputs(Interpreter):
-    """What each of the teacher's convolutions gives, computed no sooner than it is asked for."""
+    """What a teacher's layers give, computed no sooner than it is asked for."""
 
-    def __init__(self, graph_module: GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, graph_module: GraphModule, layers: set[str], inputs: tuple[Tensor, ...]) -> None:
         super().__init__(graph_module)
-        self.wanted = _convolutions(graph_module)
+        self.wanted = layers
         self.passed: dict[str, Tensor] = {}
         self.args_iter = iter(inputs)
         self.steps = self._steps()

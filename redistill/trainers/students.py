@@ -81,8 +81,8 @@ def _tap_file(taps: str) -> str:
 def fit_to_teacher(student: redistill.Student, teacher: nn.Module, experiment: Experiment[Any], images: int) -> None:
     """Fit the student's convolutions to the teacher's on training images without augmentation, drawn at random."""
     device = processes().device
-    order = torch.randperm(len(experiment.data.calibration), generator=seeding.generator("fit"))[:images]
-    inputs = (value.to(device) for value in experiment.inputs(order.tolist()))
+    drawn = _draw(experiment, "fit", images)
+    inputs = (value.to(device) for value in experiment.inputs(drawn.tolist()))
     fits = redistill.fit(student.to(device), teacher.to(device), *inputs)
     student.cpu()
     teacher.cpu()
@@ -91,7 +91,7 @@ def fit_to_teacher(student: redistill.Student, teacher: nn.Module, experiment: E
     before, after = (statistics.fmean(getattr(layer, when) for layer in fits) for when in ("before", "after"))
     logger.info(
         "fitted %d convolutions on %d images: of their teacher's variance %.1f %% was unexplained, now %.1f %%",
-        len(fits), len(order), 100 * before, 100 * after,
+        len(fits), len(drawn), 100 * before, 100 * after,
     )  # fmt: skip
 
 
@@ -99,19 +99,23 @@ def fit_to_teacher(student: redistill.Student, teacher: nn.Module, experiment: E
 def recalibrate(network: nn.Module, experiment: Experiment[Any], batches: int, batch_size: int) -> None:
     """Measure batch-norm statistics anew, as plain averages over training batches without augmentation.
 
-    A student that pools elsewhere sees other statistics than its teacher. The images are drawn at random, since data
-    sets are often sorted by class.
+    A student that pools elsewhere sees other statistics than its teacher.
     """
     device = processes().device
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
-    order = torch.randperm(len(experiment.data.calibration), generator=seeding.generator("recalibrate"))
+    drawn = _draw(experiment, "recalibrate", batches * batch_size)
     with _cumulative(norms), _training(network, norms):
-        for part in torch.split(order[: batches * batch_size], batch_size):
+        for part in torch.split(drawn, batch_size):
             if len(part) > 1:
                 network.to(device)(*(value.to(device) for value in experiment.inputs(part.tolist())))
     network.cpu()
+
+
+def _draw(experiment: Experiment[Any], purpose: str, images: int) -> Tensor:
+    """Indices of so many training images, at random, since data sets are often sorted by class."""
+    return torch.randperm(len(experiment.data.calibration), generator=seeding.generator(purpose))[:images]
 
 
 @contextmanager
