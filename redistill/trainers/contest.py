@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -170,14 +171,23 @@ def finish_together(judge: Judge, jobs: int) -> None:
     """Make all runs in so many processes with equal parts of the cores, after the first, which trains the teacher."""
     runs = [(row, seed) for row in rows(judge.config, judge.reference) for seed in judge.seeds(row)]
     judge.score(*runs[0])
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
         futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, *run) for run in runs[1:]]
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             future.result()
 
 
-def _share_cores(jobs: int) -> None:
+def _begin(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A comparison that is killed takes its runs along; they are continued when it is called again."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, row: Row, seed: int) -> None:

@@ -1,6 +1,8 @@
 """The comparison: which runs it makes, what it computes, and that it keeps what is done."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -75,6 +77,38 @@ def test_runs_are_made_in_several_processes(tmp_path):
     finish_together(judge, jobs=2)
     assert len(list(tmp_path.glob("*/seed-0/summary.json"))) == 3
     assert len(compare(judge)) == 3
+
+
+SLEEPERS = """
+import time
+from pathlib import Path
+from redistill.trainers.accuracy import AccuracyJudge
+from redistill.trainers.contest import ComparisonConfig, GridConfig, finish_together
+
+class Sleepers(AccuracyJudge):
+    def score(self, row, seed):
+        return {}
+
+    def finish(self, row, seed):
+        print("begun", flush=True)
+        time.sleep(600)
+
+if __name__ == "__main__":
+    grid = GridConfig(plans={"4x": ()}, starts={"scratch": ()}, methods=("none", "kd"))
+    finish_together(Sleepers(ComparisonConfig(grids=(grid,)), Path(".")), jobs=2)
+"""
+
+
+def test_a_killed_comparison_takes_its_runs_along(tmp_path):
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as comparison:
+        begun = [comparison.stdout.readline() for _ in range(2)]
+        comparison.kill()
+        rest, _ = comparison.communicate(timeout=30)  # ends when the last who could write has ended
+    assert begun == ["begun\n"] * 2
+    assert not rest
 
 
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
