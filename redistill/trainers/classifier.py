@@ -55,7 +55,8 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
             )
 
     def check_settings(self) -> None:
-        """Refuse an int8 stage that could not be carried out."""
+        """Refuse an int8 stage that could not be carried out, too."""
+        super().check_settings()
         check_int8(self.config)
 
     def check_student(self, student: nn.Module) -> None:

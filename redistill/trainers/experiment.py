@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from redistill.trainers.data import DataSets, open_data
+from redistill.trainers.distillation import Distillation
 from redistill.trainers.loop import Loop
 from redistill.trainers.settings import AugmentationConfig, ExperimentConfig
 from redistill.trainers.task import Lessons, Task
@@ -54,7 +55,8 @@ class Experiment(ABC, Generic[Config]):
         """
 
     def check_settings(self) -> None:
-        """Refuse before the work what would fail after it."""
+        """Refuse before the work, a teacher's training say, what would fail after it."""
+        Distillation(self.config.distillation.methods)
 
     def check_student(self, student: nn.Module) -> None:
         """Refuse a student that does not go with the settings."""
