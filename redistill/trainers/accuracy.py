@@ -81,7 +81,7 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
     axis.axhline(results[0].mean(TOP1), color="grey", linestyle="--", label=REFERENCE)
     axis.set(xlabel="plan, named by the budget of peak activation memory", ylabel="test top-1, %")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="lower left")
     figure.savefig(path, dpi=120)
 
 

@@ -10,10 +10,12 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from redistill.errors import ConfigError
 from redistill.trainers.data import DataSets, open_data
-from redistill.trainers.distillation import Distillation
+from redistill.trainers.distillation import MAIN, Distillation
 from redistill.trainers.loop import Loop
 from redistill.trainers.settings import AugmentationConfig, ExperimentConfig
+from redistill.trainers.suggestions import suggest
 from redistill.trainers.task import Lessons, Task
 
 Config = TypeVar("Config", bound=ExperimentConfig)
@@ -56,7 +58,10 @@ class Experiment(ABC, Generic[Config]):
 
     def check_settings(self) -> None:
         """Refuse before the work, a teacher's training say, what would fail after it."""
-        Distillation(self.config.distillation.methods)
+        known = (MAIN, *self.config.teachers)
+        for name in Distillation(self.config.distillation.methods).teachers:
+            if name not in known:
+                raise ConfigError(f"distillation: there is no teacher {name!r}{suggest(name, known)}")
 
     def check_student(self, student: nn.Module) -> None:
         """Refuse a student that does not go with the settings."""

@@ -13,7 +13,6 @@ from redistill.errors import ConfigError
 from redistill.trainers import seeding
 from redistill.trainers.distillation import Distillation
 from redistill.trainers.experiment import Experiment
-from redistill.trainers.suggestions import suggest
 from redistill.trainers.task import Lessons, Task
 from redistill.trainers.views import StudentView, view_teacher
 
@@ -25,7 +24,7 @@ def join(experiment: Experiment[Any], student: nn.Module, teachers: Mapping[str,
     """The student's task: alone where no method is asked for, else with lessons by all of them.
 
     Raises:
-        ConfigError: methods for a network without taps, or a teacher that is not there.
+        ConfigError: methods for a network without taps.
         TapError: a method that what is shown does not suit.
     """
     distillation = Distillation(experiment.config.distillation.methods)
@@ -33,9 +32,6 @@ def join(experiment: Experiment[Any], student: nn.Module, teachers: Mapping[str,
         return experiment.make_task(student)
     if not isinstance(student, redistill.Student):
         raise ConfigError("methods need a student with taps; set student.budget, student.factors or student.folder")
-    for name in distillation.teachers:
-        if name not in teachers:
-            raise ConfigError(f"distillation: there is no teacher {name!r}{suggest(name, teachers)}")
     views = {name: view_teacher(student, teachers[name], needs) for name, needs in distillation.teachers.items()}
     lessons = Lessons(StudentView(student, distillation.needs), views, distillation)
     task = experiment.make_task(student, lessons)

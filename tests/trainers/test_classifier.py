@@ -294,10 +294,11 @@ def test_mistakes_are_one_line_and_exit_code_two(settings, tmp_path, capsys, cha
     assert said.count("\n") == 1
 
 
-def test_a_misspelt_method_is_refused_before_a_teacher_is_trained(settings, tmp_path, capsys):
-    changes = ["distillation.methods=redd", "teacher.weights=null", "teacher.recipe.epochs=1"]
+@pytest.mark.parametrize(("methods", "words"), [("redd", "no method 'redd'"), ("kd@secnd", "no teacher 'secnd'")])
+def test_misspelt_methods_are_refused_before_a_teacher_is_trained(settings, tmp_path, capsys, methods, words):
+    changes = [f"distillation.methods={methods}", "teacher.weights=null", "teacher.recipe.epochs=1"]
     assert main(arguments(settings, tmp_path / "run", *changes)) == 2
-    assert "no method 'redd'" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
