@@ -1,12 +1,12 @@
 """Redistill: memory-bounded students of convolutional networks and UNet denoisers."""
 
+from redistill.compiler.fitting import fit
+from redistill.compiler.pipeline import load_student, transform
 from redistill.errors import InfeasibleBudgetError, RedistillError
-from redistill.fitting import fit
 from redistill.memory.conventions import MemoryProfile
 from redistill.memory.meter import measure
 from redistill.memory.profiling import profile
 from redistill.student import Student
-from redistill.transform import load_student, transform
 
 __version__ = "0.1.0"
 

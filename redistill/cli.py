@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import RedistillError
+from redistill.internal.files import write_atomically
 from redistill.memory.conventions import CONVENTIONS
 from redistill.memory.recording import ITEM_SIZES
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
-from redistill.report.files import write_atomically
 
 CONVENTION_HELP = """conventions of peak memory (bytes of activations alive at once; weights never count):
   deploy  batch norm folded, activations and sums overwrite a dying input, input freed after its last use (default)

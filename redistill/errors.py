@@ -41,3 +41,39 @@ class StudentError(RedistillError):
 
 class ConfigError(RedistillError):
     """A configuration with an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(RedistillError):
+    """Data that is missing or does not fit; the message says where it was looked for and how to get it."""
+
+
+class CheckpointError(RedistillError):
+    """A checkpoint that cannot be written, or a run that cannot be continued."""
+
+
+class DivergenceError(RedistillError):
+    """A loss that is no longer finite; the message gives the step, the terms and the last good checkpoint."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(RedistillError):
+    """A run that was asked to stop and has saved itself."""
+
+    exit_code = 130
+
+
+class ExportError(RedistillError):
+    """A network that a format cannot hold, or a file that does not compute what the network does."""
+
+
+class MissingExtraError(ExportError):
+    """An optional package that a format needs."""
+
+
+class EvaluationError(RedistillError):
+    """Images, an extractor or a count that would give no score, or a misleading one."""
+
+
+class QuantizationError(RedistillError):
+    """A network or calibration data that cannot be quantised; the message says what would help."""

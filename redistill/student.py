@@ -14,14 +14,14 @@ from torch.fx import Graph, GraphModule, Node
 
 from redistill import recipe
 from redistill.errors import TapError
+from redistill.internal.text import format_shapes
 from redistill.memory.conventions import MemoryProfile
-from redistill.operators import IN_PLACE_FUNCTIONS, module_of
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
 from redistill.tracing.capture import capture
-from redistill.wording import format_shapes
+from redistill.tracing.operators import IN_PLACE_FUNCTIONS, module_of
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from redistill import profile
-from redistill.benchmark import Options, Pair, PairedTiming, Timing, benchmark, make_pair, read_pair, time_pair
-from redistill.benchmark.__main__ import main
-from redistill.benchmark.backends import BACKENDS, Backend, prepare
-from redistill.benchmark.networks import count_macs, size_on_disk
-from redistill.benchmark.results import DevicePeak, seconds_per_image, to_json
-from redistill.benchmark.tables import render
 from redistill.cli import run
 from redistill.errors import RedistillError, StudentError
+from redistill.studies.benchmark import Options, Pair, PairedTiming, Timing, benchmark, make_pair, read_pair, time_pair
+from redistill.studies.benchmark.__main__ import main
+from redistill.studies.benchmark.backends import BACKENDS, Backend, prepare
+from redistill.studies.benchmark.networks import count_macs, size_on_disk
+from redistill.studies.benchmark.results import DevicePeak, seconds_per_image, to_json
+from redistill.studies.benchmark.tables import render
 
 MODEL = "tests.test_benchmark:small"
 ARGUMENTS = ["--backends", "eager", "--repeats", "5", "--seconds", "1"]
@@ -153,8 +153,8 @@ def test_a_backend_that_computes_something_else_is_refused(monkeypatch):
 def test_what_cannot_be_had_is_left_out_with_its_reason(pair, monkeypatch):
     absent = Backend("Absent", lambda *_: lambda: None, packages=("no_such_package",))
     broken = Backend("Broken", lambda *_: 1 / 0)
-    monkeypatch.setattr("redistill.benchmark.measuring.BACKENDS", {"absent": absent, "broken": broken})
-    monkeypatch.setattr("redistill.benchmark.backends.BACKENDS", {"absent": absent, "broken": broken})
+    monkeypatch.setattr("redistill.studies.benchmark.measuring.BACKENDS", {"absent": absent, "broken": broken})
+    monkeypatch.setattr("redistill.studies.benchmark.backends.BACKENDS", {"absent": absent, "broken": broken})
     found = benchmark(pair, Options(repeats=5, seconds=1))
     assert found.timings == ()
     assert found.skipped["absent"] == "absent needs no_such_package; pip install 'redistill[export]'"

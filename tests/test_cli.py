@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from redistill.analyze import main as analyze
 from redistill.cli import run
-from redistill.transform.__main__ import main as transform
+from redistill.commands.profile import main as analyze
+from redistill.commands.transform import main as transform
 
 MODEL = ["--model", "redistill:mobilenet_v2_strided?strides=[1,1,2,2,2,1,2,1]&num_classes=10", "--input", "3x64x64"]
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from redistill import RedistillError, transform
 from redistill.cli import run
+from redistill.config.files import load, resolved
+from redistill.config.settings import ClassifierConfig
 from redistill.export import ExportError, MissingExtraError, export, make_int8, prepare
 from redistill.export import executorch as et
 from redistill.export import onnx as onnx_format
@@ -23,8 +25,6 @@ from redistill.export.calibration import calibration_batches
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import find_experiment
 from redistill.export.parity import relative_error
-from redistill.trainers.config import load, resolved
-from redistill.trainers.settings import ClassifierConfig
 from tests.trainers.small_networks import small_resnet
 
 pytest.importorskip("executorch")

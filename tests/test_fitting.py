@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import redistill
+from redistill.compiler.fitting import fit_convolution
 from redistill.errors import ModelError
-from redistill.fitting import fit_convolution
 from redistill.models import load_model
 
 LAYERS = {

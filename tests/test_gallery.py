@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from redistill.benchmark import make_pair
 from redistill.cli import run
 from redistill.errors import InfeasibleBudgetError, RedistillError
-from redistill.gallery import Accuracy, collect, draw_gallery, read_accuracies, read_entry, write_gallery
-from redistill.gallery.__main__ import main
-from redistill.gallery.drawings import draw_footprint, draw_frontier
 from redistill.report.data import align_steps
+from redistill.studies.benchmark import make_pair
+from redistill.studies.gallery import Accuracy, collect, draw_gallery, read_accuracies, read_entry, write_gallery
+from redistill.studies.gallery.__main__ import main
+from redistill.studies.gallery.drawings import draw_footprint, draw_frontier
 
 MODEL = "tests.test_benchmark:small"
 SHAPE = "3x32x32"

@@ -8,16 +8,16 @@ from torch.fx.passes.infra.pass_base import PassBase
 from torch.fx.passes.infra.pass_manager import PassManager
 
 from redistill.errors import PlanError, RedistillError
+from redistill.models.red_block import REDBlock
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
-from redistill.passes.canonicalize import CanonicalizePass
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.geometry import refit
 from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.red import REDBlock
+from redistill.tracing.canonicalize import CanonicalizePass
 from redistill.tracing.skeleton import build_graph_module
-from redistill.tracing.values import trace_graph
+from redistill.tracing.tracer import trace_graph
 
 
 def graph_of(module, *inputs):

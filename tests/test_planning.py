@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redistill.compiler.analysis import analyze
 from redistill.errors import PlanError
 from redistill.models import load_model
 from redistill.planning.scaling import ScalingModel, candidate_factors
@@ -24,7 +25,6 @@ from redistill.planning.search import (
     pool_earliest,
     solve,
 )
-from redistill.transform.analysis import analyze
 
 CHOICES = ((1,), (1, 2), (1, 2, 4), (1, 4), (1, 2, 4, 8))
 UNIT = 64  # bytes divide by the largest factor squared: every sum below is exact

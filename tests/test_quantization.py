@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import redistill
+from redistill.models.red_block import REDBlock
 from redistill.quantization import QuantizationError, quantize
 from redistill.quantization.lowering import lower_to_aten
-from redistill.red import REDBlock
 
 pytest.importorskip("executorch")
 pytest.importorskip("torchao")

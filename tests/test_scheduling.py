@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from redistill import measure, profile
 from redistill.memory.conventions import lifetimes, timeline
+from redistill.memory.order import best_order, lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
-from redistill.memory.scheduling import best_order, lower_bound
 from redistill.models import load_model
 from redistill.passes.reorder import ReorderPass
 from tests.graphs import MAP, image, legal_orders, operation, reordered, simulate, storage, trace

@@ -2,11 +2,11 @@ import pytest
 import torch
 import torchvision
 
+from redistill.compiler.analysis import analyze
 from redistill.errors import TapError
 from redistill.models import load_model
+from redistill.planning.red_overhead import red_overhead
 from redistill.planning.taps import choose_taps, read_taps, resolve_taps
-from redistill.red import red_overhead
-from redistill.transform.analysis import analyze
 
 
 @pytest.fixture(scope="module", params=["resnet18", "resnet50"])

@@ -9,7 +9,7 @@ from torch import nn
 from redistill.errors import ModelError, TraceError
 from redistill.tracing.capture import capture
 from redistill.tracing.skeleton import build_graph_module, make_skeleton
-from redistill.tracing.values import trace_graph
+from redistill.tracing.tracer import trace_graph
 
 
 def trace(module, *inputs):

@@ -1,5 +1,6 @@
 import copy
-import sys
+import importlib
+import pkgutil
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import redistill
+from redistill.compiler.pipeline import find_reentry, transform
 from redistill.errors import BudgetError, InfeasibleBudgetError, ModelError, PlanError, StudentError, TapError
 from redistill.memory.meter import measure
 from redistill.models import PAPER_PAIRS, example_inputs, load_model
-from redistill.transform.pipeline import find_reentry
 
 X = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -266,9 +267,14 @@ def test_a_fixed_stage_keeps_its_factor():
         redistill.transform(Fixed(), X, factors=(2,))
 
 
-def test_importing_the_package_does_not_shadow_the_function():
-    assert callable(redistill.transform)
-    assert "redistill.transform" in sys.modules
+def test_no_public_name_is_also_a_package():
+    packages = {module.name for module in pkgutil.iter_modules(redistill.__path__) if module.ispkg}
+    assert not packages.intersection(redistill.__all__)
+
+
+def test_importing_the_command_by_its_name_leaves_the_function():
+    importlib.import_module("redistill.transform")
+    assert redistill.transform is transform
 
 
 def test_a_stage_whose_grid_is_out_of_reach_makes_do_with_a_smaller_one():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redistill.errors import ConfigError, ModelError
-from redistill.wording import format_shape
+from redistill.internal.text import format_shape
 
 Denoiser = Callable[..., Tensor]
 """model(x, t) or model(x, t, labels), with x [N, C, H, W], t [N] and labels [N] int64; gives [N, C, H, W]."""

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from redistill import InfeasibleBudgetError, transform
+from redistill.compiler.analysis import analyze
+from redistill.compiler.choosing import smallest
 from redistill.evidence.networks import build, short
 from redistill.evidence.table import Table
 from redistill.export import prepare
 from redistill.export.executorch import certify, run_program
 from redistill.export.parity import FLOAT_BOUND, check_parity
-from redistill.transform.analysis import analyze
-from redistill.transform.choosing import smallest
 
 NETWORKS = (
     "torchvision:resnet18",

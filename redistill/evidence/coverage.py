@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from redistill import RedistillError, Student, load_student
+from redistill.compiler.analysis import Analysis, analyze
+from redistill.compiler.pipeline import make_student, provenance
 from redistill.evidence.networks import build, short, torchvision_specs
 from redistill.evidence.table import Table
 from redistill.memory.recording import Shape
-from redistill.transform.analysis import Analysis, analyze
-from redistill.transform.pipeline import make_student, provenance
 
 BUDGETS = ("2x", "4x")
 

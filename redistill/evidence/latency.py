@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
-from redistill.benchmark.backends import BACKENDS
-from redistill.benchmark.measuring import describe_machine, find_disturbances, time_backend
-from redistill.benchmark.pair import make_pair
 from redistill.evidence.networks import short
 from redistill.evidence.table import Table
+from redistill.studies.benchmark.backends import BACKENDS
+from redistill.studies.benchmark.measuring import describe_machine, find_disturbances, time_backend
+from redistill.studies.benchmark.pair import make_pair
 
 NETWORKS = ("torchvision:resnet50", "torchvision:mobilenet_v2")
 RUNTIMES = ("eager", "onnxruntime", "executorch")  # compiling takes minutes: python -m redistill.benchmark has it too

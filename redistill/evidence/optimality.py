@@ -6,11 +6,11 @@ import time
 
 from tqdm import tqdm
 
+from redistill.compiler.analysis import analyze
 from redistill.evidence.networks import build, short
 from redistill.evidence.table import Table
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import PlanningProblem, keep_most_macs, solve
-from redistill.transform.analysis import analyze
 
 NETWORKS = tuple(
     f"torchvision:{name}"

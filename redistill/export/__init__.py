@@ -12,7 +12,7 @@ parity       a file is run and compared with its network before it is written
 calibration  images for int8; metadata is what a file says of itself
 """
 
-from redistill.export.errors import ExportError, MissingExtraError
+from redistill.errors import ExportError, MissingExtraError
 from redistill.export.exporting import Exported, export
 from redistill.export.formats import FORMATS
 from redistill.export.subject import Subject, make_int8, prepare

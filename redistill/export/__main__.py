@@ -22,8 +22,8 @@ from redistill.cli import (
     run,
     write_json,
 )
+from redistill.errors import ExportError
 from redistill.export.calibration import calibration_batches
-from redistill.export.errors import ExportError
 from redistill.export.exporting import check_free, check_quantized, export
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import describe_data, describe_inputs, find_experiment, find_student

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from redistill.export.origins import source_of
 from redistill.export.planning import planned_layout, results, root_of
+from redistill.export.source_map import source_of
 from redistill.export.subject import Subject
 from redistill.memory.conventions import MemoryProfile, live_bytes
 

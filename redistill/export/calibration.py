@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redistill.export.errors import ExportError
+from redistill.config.files import load, override, read, resolved
+from redistill.config.settings import ClassifierConfig, DataConfig
+from redistill.data.datasets import ImageSet, open_data, plain_transform
+from redistill.data.sources import Images
+from redistill.errors import ExportError
 from redistill.export.metadata import Experiment
-from redistill.trainers.config import load, override, read, resolved
-from redistill.trainers.data import ImageSet, open_data, plain_transform
-from redistill.trainers.settings import ClassifierConfig, DataConfig
-from redistill.trainers.sources import Images
-from redistill.wording import format_shape
+from redistill.internal.text import format_shape
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

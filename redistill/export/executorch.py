@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from redistill.export.errors import ExportError
-from redistill.export.origins import path_of
+from redistill.errors import ExportError
+from redistill.export.source_map import path_of
 from redistill.export.subject import Subject, trace_program
-from redistill.quiet import quietly, standard_error
+from redistill.internal.silence import quietly, standard_error
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from redistill.export.errors import ExportError
+from redistill.errors import ExportError
 from redistill.export.formats import Format, format_named
 from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, ROUNDING_BOUND, Parity, check_parity, relative_error
 from redistill.export.subject import Subject, tensors_of, trial_inputs
-from redistill.report.files import write_atomically
+from redistill.internal.files import write_atomically
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account

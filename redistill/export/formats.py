@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from redistill.errors import ExportError, MissingExtraError
 from redistill.export import executorch, onnx, pt2, tflite
-from redistill.export.errors import ExportError, MissingExtraError
 from redistill.export.microcontroller import InterpreterArena, measure_arena
 from redistill.export.subject import Subject
 

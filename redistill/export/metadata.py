@@ -12,10 +12,10 @@ import yaml
 from torch import Tensor
 
 from redistill import recipe
+from redistill.config.files import read
+from redistill.config.settings import ClassifierConfig, DataConfig
+from redistill.data.sources import open_source
 from redistill.errors import RedistillError
-from redistill.trainers.config import read
-from redistill.trainers.settings import ClassifierConfig, DataConfig
-from redistill.trainers.sources import open_source
 
 CONFIG = "config.yaml"
 

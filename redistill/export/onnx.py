@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from redistill.export.errors import ExportError
-from redistill.export.origins import path_of
+from redistill.errors import ExportError
+from redistill.export.source_map import path_of
 from redistill.export.subject import Subject, trace_program
-from redistill.quiet import quietly
+from redistill.internal.silence import quietly
 
 METADATA = "redistill"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from redistill.export.errors import ExportError
+from redistill.errors import ExportError
 from redistill.export.subject import tensors_of
-from redistill.wording import format_shapes
+from redistill.internal.text import format_shapes
 
 FLOAT_BOUND = 1e-4
 """Float kernels of other runtimes sum in another order; measured are 1e-6 and less."""

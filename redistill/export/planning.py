@@ -22,7 +22,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.tensor import TensorSpec
 from torch.fx import GraphModule, Node
 
-from redistill.export.origins import source_of
+from redistill.export.source_map import source_of
 from redistill.memory.conventions import Buffer
 from redistill.memory.packing import ArenaLayout, pack, verify
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from redistill.export.exporting import Exported
 from redistill.export.subject import Subject
+from redistill.internal.text import format_bytes, format_shapes
 from redistill.student import Student
-from redistill.wording import format_bytes, format_shapes
 
 
 def render(exported: Exported, subject: Subject, model: nn.Module) -> str:

@@ -13,14 +13,14 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from redistill.export.errors import ExportError
+from redistill.errors import ExportError
+from redistill.internal.silence import quietly
 from redistill.memory.conventions import MemoryProfile
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.quiet import quietly
 from redistill.tracing.capture import capture
 
 TRIALS = 2

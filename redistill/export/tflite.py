@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redistill.export.errors import ExportError
+from redistill.errors import ExportError
 from redistill.export.microcontroller import count_outputs, open_interpreter
 from redistill.export.subject import Subject
-from redistill.quiet import quietly, standard_error
+from redistill.internal.silence import quietly, standard_error
 
 
 def build(subject: Subject) -> bytes:

@@ -9,8 +9,8 @@ from torch.fx import GraphModule
 
 from redistill.memory.conventions import MemoryProfile, check_convention, lifetimes, timeline
 from redistill.memory.eager import profile_eager
+from redistill.memory.order import lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
-from redistill.memory.scheduling import lower_bound
 from redistill.tracing.capture import capture
 
 

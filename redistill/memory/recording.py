@@ -15,8 +15,8 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from redistill import operators
 from redistill.memory.meter import MemoryMeter, state_of
+from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.skeleton import make_skeleton
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import ModelError
+from redistill.internal.text import format_shape
 from redistill.models.specs import ModelSpec, parse_spec
 from redistill.models.unet import DDPMUNet
 from redistill.models.wrappers import AutoencoderOutput, ConditionalDenoiserOutput, DenoiserOutput
-from redistill.wording import format_shape
 
 Shape = tuple[int, ...]
 

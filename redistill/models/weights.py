@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import ModelError
+from redistill.internal.text import format_shape
 from redistill.models.providers import find_torchvision_builder, import_package
 from redistill.models.specs import ModelSpec
-from redistill.wording import format_shape
 
 _NAMED_AT_MOST = 3
 _PROVIDERS_WITH_WEIGHTS = ("torchvision", "timm")

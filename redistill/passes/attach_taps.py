@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from redistill.operators import module_path
-from redistill.red import REDBlock, trace_block
+from redistill.models.red_block import REDBlock, trace_block
+from redistill.tracing.operators import module_path
 
 TAPS = "taps"  # key in node.meta
 RED = "red"  # where a student keeps its RED blocks

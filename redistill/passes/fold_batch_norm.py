@@ -8,7 +8,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from redistill.errors import RedistillError
-from redistill.operators import is_foldable_batch_norm, modules_of
+from redistill.tracing.operators import is_foldable_batch_norm, modules_of
 
 
 class FoldBatchNormPass(PassBase):

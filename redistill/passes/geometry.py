@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from redistill.errors import PlanError
-from redistill.operators import is_convolution, is_pool, is_transposed_convolution
+from redistill.tracing.operators import is_convolution, is_pool, is_transposed_convolution
 
 Pair = tuple[int, int]
 

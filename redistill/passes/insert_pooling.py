@@ -19,8 +19,8 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
 from redistill.memory.recording import ShapeInterpreter
-from redistill.operators import name_of
 from redistill.passes.geometry import Pair, UnreachableGridError, refit, widen
+from redistill.tracing.operators import name_of
 
 RESTRIDE = "restride"
 

@@ -6,8 +6,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from redistill.memory.order import best_order
 from redistill.memory.recording import record_graph
-from redistill.memory.scheduling import best_order
 from redistill.tracing.guards import is_guard_only
 
 

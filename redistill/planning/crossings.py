@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from redistill import operators
 from redistill.planning.stages import StageGraph, Transition, common_path, is_map
+from redistill.tracing import operators
 
 Grid = tuple[int, int]
 SIDES = ("in", "out")

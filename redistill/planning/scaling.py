@@ -9,10 +9,10 @@ import numpy as np
 from redistill.memory.conventions import Buffer, counts_transients, lifetimes
 from redistill.memory.recording import GraphRecord, Operation
 from redistill.planning.crossings import SIDES, Crossing
+from redistill.planning.red_overhead import red_overhead
 from redistill.planning.search import FACTORS, ConditionalRows, Matrix, PlanningProblem
 from redistill.planning.stages import StageGraph, growth_exponent
 from redistill.planning.taps import tap_activity, tap_name
-from redistill.red import red_overhead
 
 
 class ScalingModel:

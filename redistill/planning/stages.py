@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from redistill import operators
 from redistill.memory.recording import GraphRecord, Shape, probe_graph, record_graph
+from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
 
 _MOVERS = {

@@ -16,9 +16,9 @@ import yaml
 from torch.fx import GraphModule, Node
 
 from redistill.errors import TapError
+from redistill.internal.text import format_shape
 from redistill.planning.crossings import SIDES, Crossing, Grid, Places, grid_of
 from redistill.planning.stages import StageGraph
-from redistill.wording import format_shape
 
 
 @dataclass(frozen=True)

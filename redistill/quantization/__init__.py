@@ -13,8 +13,8 @@ aware          train with rounded weights and activations
 conversion     from observed ranges to int8
 """
 
+from redistill.errors import QuantizationError
 from redistill.quantization.aware import FakeQuantized
-from redistill.quantization.errors import QuantizationError
 from redistill.quantization.post_training import quantize
 
 __all__ = ["FakeQuantized", "QuantizationError", "quantize"]

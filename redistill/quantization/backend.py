@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from redistill.quantization.errors import QuantizationError
-from redistill.quiet import quietly
+from redistill.errors import QuantizationError
+from redistill.internal.silence import quietly
 
 
 def require_backend() -> None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from redistill.errors import QuantizationError
+from redistill.internal.files import write_atomically
 from redistill.quantization.backend import require_backend
-from redistill.quantization.errors import QuantizationError
 from redistill.quantization.lowering import Inputs, export
 from redistill.quantization.post_training import as_inputs
-from redistill.report.files import write_atomically
 
 FACTS = "redistill.json"
 

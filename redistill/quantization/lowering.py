@@ -11,9 +11,9 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from redistill.quantization.errors import QuantizationError
+from redistill.errors import QuantizationError
+from redistill.internal.text import format_shapes
 from redistill.quantization.folding import fold_batch_norms
-from redistill.wording import format_shapes
 
 Inputs = tuple[Tensor, ...]
 

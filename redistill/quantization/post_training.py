@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from redistill.errors import QuantizationError
+from redistill.internal.text import format_shape
 from redistill.quantization.backend import require_backend
 from redistill.quantization.conversion import convert
-from redistill.quantization.errors import QuantizationError
 from redistill.quantization.lowering import Inputs, lower_to_aten
-from redistill.wording import format_shape
 
 
 def quantize(

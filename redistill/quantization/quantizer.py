@@ -16,7 +16,7 @@ from torchao.quantization.pt2e import FakeQuantize, MovingAveragePerChannelMinMa
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig, QuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from redistill.quantization.errors import QuantizationError
+from redistill.errors import QuantizationError
 from redistill.quantization.folding import FOLDABLE
 
 SMALLEST_SCALE = 2.0**-14

@@ -1,5 +1,7 @@
 """Reports of memory: as text, JSON, a plot, and one self-contained HTML page."""
 
+from redistill.internal.files import write_atomically
+from redistill.internal.text import format_bytes
 from redistill.report.data import (
     Comparison,
     Group,
@@ -12,12 +14,10 @@ from redistill.report.data import (
     stage_rows,
     to_json,
 )
-from redistill.report.files import write_atomically
 from redistill.report.page import write_page, write_profile_page
 from redistill.report.plots import plot, plot_profile
 from redistill.report.tables import render, render_profile
 from redistill.report.words import describe_budget, describe_convention, format_count
-from redistill.wording import format_bytes
 
 __all__ = [
     "Comparison",

@@ -11,6 +11,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from redistill.internal.files import write_atomically
+from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import (
     Comparison,
@@ -23,7 +25,6 @@ from redistill.report.data import (
     stage_rows,
     versions,
 )
-from redistill.report.files import write_atomically
 from redistill.report.words import (
     buffer_kind,
     buffer_place,
@@ -35,7 +36,6 @@ from redistill.report.words import (
     format_share,
     step_place,
 )
-from redistill.wording import format_bytes, format_shape
 
 
 @dataclass(frozen=True)

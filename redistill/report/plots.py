@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import blended_transform_factory
 
+from redistill.internal.files import write_atomically
+from redistill.internal.text import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape
 from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import Comparison, align_steps, group_steps, runs, stage_of_steps, stage_rows
-from redistill.report.files import write_atomically
 from redistill.report.words import shorten, step_place
-from redistill.wording import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape
 
 SIZE = (1200, 500)  # pixels
 DPI = 100

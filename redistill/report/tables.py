@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import Comparison, StageRow, group_steps, is_red_block, stage_rows
 from redistill.report.words import (
@@ -19,7 +20,6 @@ from redistill.report.words import (
     shorten,
     step_place,
 )
-from redistill.wording import format_bytes, format_shape
 
 WIDTH = 100
 MOST_LIVE = 8  # lines of what is alive at a peak

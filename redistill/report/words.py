@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.conventions import Buffer, MemoryProfile, Step
-from redistill.wording import format_bytes, format_shape
 
 LONGEST_NAME = 36
 CONVENTIONS = {

@@ -15,13 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from redistill import operators
 from redistill.errors import ModelError, TraceError
-from redistill.passes.canonicalize import CanonicalizePass
+from redistill.internal.text import format_shapes
+from redistill.tracing import operators
+from redistill.tracing.canonicalize import CanonicalizePass
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.skeleton import build_graph_module, mode_of
-from redistill.tracing.values import trace_graph
-from redistill.wording import format_shapes
+from redistill.tracing.tracer import trace_graph
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
-from redistill.operators import is_plain_batch_norm
+from redistill.tracing.operators import is_plain_batch_norm
 
 
 def make_skeleton(module: nn.Module) -> nn.Module:

@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
+from redistill.config.settings import RecipeConfig, RunConfig
 from redistill.errors import ConfigError
-from redistill.trainers.settings import RecipeConfig, RunConfig
 from redistill.trainers.task import Batch, Task
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from safetensors.torch import save
 from torch import nn
 
-from redistill.trainers.errors import CheckpointError
+from redistill.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from redistill.config.settings import DistillationConfig, TargetsConfig
+from redistill.data.datasets import DataSets
+from redistill.distillation import Distillation, Losses, Need, Targets
 from redistill.errors import ConfigError
-from redistill.trainers.data import DataSets
-from redistill.trainers.distillation import Distillation, Losses, Need, Targets
-from redistill.trainers.settings import DistillationConfig, TargetsConfig
 from redistill.trainers.task import Batch, Lessons, Task
 
 

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redistill.config.files import packaged
+from redistill.config.settings import ClassifierConfig
 from redistill.errors import ModelError
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.command import Command
-from redistill.trainers.config import packaged
 from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.int8 import check_float_modules, check_int8, quantize_student, render_int8
 from redistill.trainers.loop import Loop
 from redistill.trainers.running import run
-from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.task import Lessons
 
 
@@ -98,7 +98,7 @@ def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> di
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    comparisons = f"for redistill.trainers.comparison: {', '.join(packaged('comparison'))}"
+    comparisons = f"for redistill compare: {', '.join(packaged('comparison'))}"
     command = Command("classifier", __doc__, "digits/smoke.yaml", ClassifierConfig, ClassifierExperiment, comparisons)
     return command.main(arguments)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redistill.config.files import load, packaged
+from redistill.config.settings import ExperimentConfig
+from redistill.distillation import METHODS
 from redistill.errors import RedistillError
 from redistill.trainers.acceleration import leave_processes, processes, warn_of_missing_processes
-from redistill.trainers.config import load, packaged
-from redistill.trainers.distillation import METHODS
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.running import render, run
-from redistill.trainers.settings import ExperimentConfig
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redistill.config.denoiser import DenoiserConfig
 from redistill.errors import ModelError
+from redistill.internal.text import format_shape
 from redistill.trainers.command import Command
-from redistill.trainers.denoiser_settings import DenoiserConfig
 from redistill.trainers.denoising import CLASS_METHODS, DenoiserTask, draw_by_index
 from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.running import run
 from redistill.trainers.task import Lessons
-from redistill.wording import format_shape
 
 
 class DenoiserExperiment(Experiment[DenoiserConfig]):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redistill.config.denoiser import DiffusionConfig, SamplingConfig
+from redistill.config.settings import DistillationConfig
+from redistill.data.datasets import DataSets
 from redistill.diffusion import sample, training_target
+from redistill.distillation import Distillation, Losses, Targets
 from redistill.errors import ConfigError
-from redistill.trainers import seeding
-from redistill.trainers.data import DataSets
-from redistill.trainers.denoiser_settings import DiffusionConfig, SamplingConfig
-from redistill.trainers.distillation import Distillation, Losses, Targets
-from redistill.trainers.settings import DistillationConfig
+from redistill.internal import seeding
 from redistill.trainers.task import Batch, Lessons, Task
 
 CLASS_METHODS = frozenset({"kd", "dkd", "mlld"})

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from redistill.config.settings import AugmentationConfig, ExperimentConfig
+from redistill.data.datasets import DataSets, open_data
+from redistill.distillation import MAIN, Distillation
 from redistill.errors import ConfigError
-from redistill.trainers.data import DataSets, open_data
-from redistill.trainers.distillation import MAIN, Distillation
+from redistill.internal.suggestions import suggest
 from redistill.trainers.loop import Loop
-from redistill.trainers.settings import AugmentationConfig, ExperimentConfig
-from redistill.trainers.suggestions import suggest
 from redistill.trainers.task import Lessons, Task
 
 Config = TypeVar("Config", bound=ExperimentConfig)

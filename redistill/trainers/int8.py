@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redistill.config.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
+from redistill.distillation import Outputs
+from redistill.distillation.views import sort_outputs
 from redistill.errors import ConfigError
+from redistill.internal import seeding
+from redistill.internal.suggestions import suggest
+from redistill.internal.text import format_bytes
 from redistill.memory.profiling import profile
 from redistill.quantization import FakeQuantized, quantize
 from redistill.quantization.backend import require_backend
 from redistill.quantization.files import save_program
 from redistill.student import Student, to_recipe
-from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
-from redistill.trainers.distillation import Outputs
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import table
-from redistill.trainers.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
 from redistill.trainers.students import deliver
-from redistill.trainers.suggestions import suggest
-from redistill.trainers.views import sort_outputs
-from redistill.wording import format_bytes
 
 FOLDER, PROGRAM = "int8", "student_int8.pt2"
 BATCH = 64

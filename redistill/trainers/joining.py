@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import redistill
+from redistill.distillation import Distillation
+from redistill.distillation.views import StudentView, view_teacher
 from redistill.errors import ConfigError
-from redistill.trainers import seeding
-from redistill.trainers.distillation import Distillation
+from redistill.internal import seeding
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.task import Lessons, Task
-from redistill.trainers.views import StudentView, view_teacher
 
 PROBE = 32
 """Images from which methods learn the shapes of what is shown."""

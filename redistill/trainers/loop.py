@@ -17,19 +17,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from redistill.trainers import seeding
+from redistill.config.settings import RecipeConfig, RunConfig
+from redistill.data.datasets import EpochOrder
+from redistill.errors import CheckpointError, DivergenceError, InterruptedRunError
+from redistill.internal import seeding
 from redistill.trainers.acceleration import check_batches, evaluate, make_accelerator, make_loader
 from redistill.trainers.batchnorm import share_statistics
 from redistill.trainers.checkpoint import Checkpoints, write_atomically
-from redistill.trainers.data import EpochOrder
 from redistill.trainers.ema import MovingAverage
-from redistill.trainers.errors import CheckpointError, DivergenceError, InterruptedRunError
 from redistill.trainers.interruption import Interruption
 from redistill.trainers.monitor import LossMonitor, NotFiniteError
 from redistill.trainers.optimizers import make_optimizer, set_learning_rate
 from redistill.trainers.record import Record, draw_curves, render_grid
 from redistill.trainers.schedule import factor
-from redistill.trainers.settings import RecipeConfig, RunConfig
 from redistill.trainers.task import Batch, Task
 
 Metrics = dict[str, float]

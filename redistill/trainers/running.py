@@ -14,18 +14,18 @@ import torchvision
 import yaml
 from torch import nn
 
+from redistill.config.files import differences, resolved
+from redistill.config.settings import ExperimentConfig, TeacherConfig
+from redistill.distillation import MAIN
+from redistill.errors import CheckpointError
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import sole_writer, write_atomically
-from redistill.trainers.config import differences, resolved
-from redistill.trainers.distillation import MAIN
-from redistill.trainers.errors import CheckpointError
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop, Outcome
 from redistill.trainers.record import table
-from redistill.trainers.settings import ExperimentConfig, TeacherConfig
 from redistill.trainers.students import deliver, obtain_student
 from redistill.trainers.task import Task
 from redistill.trainers.teachers import obtain_teachers

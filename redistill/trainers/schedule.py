@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from redistill.trainers.settings import ScheduleConfig
+from redistill.config.settings import ScheduleConfig
 
 LOWEST = 1e-4
 START = 1 / 25

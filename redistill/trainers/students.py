@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import redistill
+from redistill.config.files import find_file
+from redistill.config.settings import StudentConfig
+from redistill.distillation.methods.red import RED
 from redistill.errors import ConfigError
+from redistill.internal import seeding
 from redistill.models import load_model
-from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import save_weights
-from redistill.trainers.config import find_file
-from redistill.trainers.distillation.red import RED
 from redistill.trainers.experiment import Experiment
-from redistill.trainers.settings import StudentConfig
 
 logger = logging.getLogger(__name__)
 

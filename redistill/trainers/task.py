@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from redistill.trainers.data import DataSets
-from redistill.trainers.distillation import Distillation, Losses, Targets
-from redistill.trainers.settings import DistillationConfig
-from redistill.trainers.views import PlainView, View
+from redistill.config.settings import DistillationConfig
+from redistill.data.datasets import DataSets
+from redistill.distillation import Distillation, Losses, Targets
+from redistill.distillation.views import PlainView, View
 
 Batch = dict[str, Any]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from redistill.config.settings import RecipeConfig, TeacherConfig
+from redistill.distillation import MAIN
+from redistill.internal import seeding
 from redistill.models import load_model
-from redistill.trainers import seeding
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import save_weights
-from redistill.trainers.distillation import MAIN
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.loop import Loop
-from redistill.trainers.settings import RecipeConfig, TeacherConfig
 
 WEIGHTS = "weights.safetensors"
 

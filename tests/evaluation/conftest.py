@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from redistill.evaluation.features import RECIPE, open_extractor
-from redistill.trainers.settings import DataConfig
+from redistill.config.settings import DataConfig
+from redistill.studies.evaluation.features import RECIPE, open_extractor
 
 DIGITS = DataConfig(image_size=16, channels=1)
 

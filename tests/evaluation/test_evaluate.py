@@ -11,15 +11,15 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from redistill.cli import run
-from redistill.evaluate import build_parser, main
-from redistill.evaluation.evaluating import EvaluationConfig
-from redistill.evaluation.loading import open_denoiser, open_teacher
-from redistill.evaluation.places import find
-from redistill.evaluation.real import held_out, to_pixels
-from redistill.trainers.config import load, read
+from redistill.config.denoiser import DenoiserConfig
+from redistill.config.files import load, read
+from redistill.config.settings import DataConfig
+from redistill.studies.evaluation.__main__ import build_parser, main
+from redistill.studies.evaluation.evaluating import EvaluationConfig
+from redistill.studies.evaluation.loading import open_denoiser, open_teacher
+from redistill.studies.evaluation.paths import find
+from redistill.studies.evaluation.real_images import held_out, to_pixels
 from redistill.trainers.denoiser import train
-from redistill.trainers.denoiser_settings import DenoiserConfig
-from redistill.trainers.settings import DataConfig
 
 SMALL = [
     "teacher.model=redistill:ddpm_unet?in_channels=1&width=8&multipliers=[1,2]&blocks=1&attention_levels=[]",
@@ -163,8 +163,8 @@ def test_runs_that_are_unfinished_damaged_or_of_another_kind_are_refused(finishe
 
 def test_images_do_not_depend_on_the_batch_and_conditions_are_given(finished):
     from redistill.diffusion import NoiseSchedule
-    from redistill.evaluation.generation import GenerationConfig, TrainedDenoiser, generate
     from redistill.models import DDPMUNet
+    from redistill.studies.evaluation.generation import GenerationConfig, TrainedDenoiser, generate
 
     torch.manual_seed(0)
     network = DDPMUNet(1, 8, (1, 2), (), 1, 0.0, num_classes=3)

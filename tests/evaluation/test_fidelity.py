@@ -9,12 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.linalg import sqrtm
 
-from redistill.evaluation import features
-from redistill.evaluation.errors import EvaluationError
-from redistill.evaluation.features import DomainFeatures, open_extractor, train_extractor
-from redistill.evaluation.fidelity import score
-from redistill.evaluation.real import held_out, open_real, to_pixels
-from redistill.trainers.settings import DataConfig
+from redistill.config.settings import DataConfig
+from redistill.errors import EvaluationError
+from redistill.studies.evaluation import features
+from redistill.studies.evaluation.features import DomainFeatures, open_extractor, train_extractor
+from redistill.studies.evaluation.fidelity import score
+from redistill.studies.evaluation.real_images import held_out, open_real, to_pixels
 
 DIGITS = DataConfig(image_size=16, channels=1)
 

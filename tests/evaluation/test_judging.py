@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from redistill.errors import RedistillError
-from redistill.evaluation import evaluating
-from redistill.trainers.comparison import choose_judge, main, read_comparison
-from redistill.trainers.contest import compare
+from redistill.studies.comparison.__main__ import choose_judge, main, read_comparison
+from redistill.studies.comparison.runs import compare
+from redistill.studies.evaluation import evaluating
 
 RUNS = (
     "teacher.model=redistill:ddpm_unet?in_channels=1&width=8&multipliers=[1,2]&blocks=1&attention_levels=[]",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from redistill.evaluation.errors import EvaluationError
-from redistill.evaluation.similarity import mse, ssim
+from redistill.errors import EvaluationError
+from redistill.studies.evaluation.similarity import mse, ssim
 
 
 @pytest.fixture(scope="module")

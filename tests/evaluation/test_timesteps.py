@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from redistill.diffusion import NoiseSchedule, training_target
-from redistill.evaluation.generation import TrainedDenoiser
-from redistill.evaluation.timesteps import error_by_timestep, plot_errors
+from redistill.studies.evaluation.generation import TrainedDenoiser
+from redistill.studies.evaluation.timesteps import error_by_timestep, plot_errors
 
 SCHEDULE = NoiseSchedule()
 

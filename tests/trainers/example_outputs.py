@@ -2,7 +2,7 @@
 
 import torch
 
-from redistill.trainers.distillation import Outputs, Targets, TrainingSet
+from redistill.distillation import Outputs, Targets, TrainingSet
 
 BATCH, CLASSES, SAMPLES = 6, 5, 24
 

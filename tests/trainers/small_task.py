@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
+from redistill.config.settings import OptimizerConfig, RecipeConfig, RunConfig, ScheduleConfig, TargetsConfig
+from redistill.data.datasets import DataSets, ImageSet, Step
+from redistill.data.sources import Images
 from redistill.trainers.classification import ClassifierTask
-from redistill.trainers.data import DataSets, ImageSet, Step
 from redistill.trainers.loop import Loop
-from redistill.trainers.settings import OptimizerConfig, RecipeConfig, RunConfig, ScheduleConfig, TargetsConfig
-from redistill.trainers.sources import Images
 
 CLASSES = 4
 

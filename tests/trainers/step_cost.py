@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from redistill.config.files import load
+from redistill.config.settings import ClassifierConfig
+from redistill.distillation import MAIN
 from redistill.models import load_model
 from redistill.trainers.acceleration import keep_freed_memory
 from redistill.trainers.classifier import ClassifierExperiment
-from redistill.trainers.config import load
-from redistill.trainers.distillation import MAIN
 from redistill.trainers.joining import join
-from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.students import obtain_student
 
 REPEATS = 7

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from small_task import equal, loop, weights
 
+from redistill.config.settings import RunConfig
+from redistill.errors import CheckpointError
 from redistill.trainers.checkpoint import damage
-from redistill.trainers.errors import CheckpointError
 from redistill.trainers.record import Record
-from redistill.trainers.settings import RunConfig
 
 OFTEN = RunConfig(log_every=2, checkpoint_every=4, keep=3)
 
@@ -20,7 +20,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from small_task import *
-from redistill.trainers.settings import RunConfig
+from redistill.config.settings import RunConfig
 import redistill.trainers.checkpoint as checkpoint
 calls, where, at = 0, sys.argv[2], int(sys.argv[3])
 def die_in(owner, name):

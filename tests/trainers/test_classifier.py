@@ -10,19 +10,19 @@ from safetensors.torch import save_file
 from small_networks import small_resnet
 
 import redistill
+from redistill.config.files import load
+from redistill.config.settings import ClassifierConfig
+from redistill.data.datasets import open_data
+from redistill.distillation import MAIN, METHODS, Need
+from redistill.distillation.views import StudentView, view_teacher
 from redistill.errors import ConfigError
 from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.classifier import ClassifierExperiment, main
-from redistill.trainers.config import load
-from redistill.trainers.data import open_data
-from redistill.trainers.distillation import MAIN, METHODS, Need
 from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
-from redistill.trainers.settings import ClassifierConfig
 from redistill.trainers.students import obtain_student, recalibrate
 from redistill.trainers.teachers import obtain_teachers
-from redistill.trainers.views import StudentView, view_teacher
 
 SMALL = [
     "teacher.model=small_networks:small_resnet",

@@ -12,8 +12,8 @@ from example_outputs import (
     training_set,
 )
 
+from redistill.distillation import METHODS, Distillation, Need, Outputs, Targets, create
 from redistill.errors import ConfigError, RedistillError, TapError
-from redistill.trainers.distillation import METHODS, Distillation, Need, Outputs, Targets, create
 
 
 def built(name, **options):

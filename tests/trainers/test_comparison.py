@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from redistill.trainers import accuracy
-from redistill.trainers.accuracy import REFERENCE, AccuracyJudge, recovered, times_less
-from redistill.trainers.comparison import choose_judge, read_comparison
-from redistill.trainers.config import packaged
-from redistill.trainers.contest import ComparisonConfig, GridConfig, Result, Row, compare, finish_together, rows
+from redistill.config.files import packaged
+from redistill.studies.comparison import classifiers as accuracy
+from redistill.studies.comparison.__main__ import choose_judge, read_comparison
+from redistill.studies.comparison.classifiers import REFERENCE, AccuracyJudge, recovered, times_less
+from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, Result, Row, compare, finish_together, rows
 
 GRID = GridConfig(
     plans={"4x": ("student.budget=4x",), "8x": ("student.budget=8x",)},
@@ -82,8 +82,8 @@ def test_runs_are_made_in_several_processes(tmp_path):
 SLEEPERS = """
 import time
 from pathlib import Path
-from redistill.trainers.accuracy import AccuracyJudge
-from redistill.trainers.contest import ComparisonConfig, GridConfig, finish_together
+from redistill.studies.comparison.classifiers import AccuracyJudge
+from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, finish_together
 
 class Sleepers(AccuracyJudge):
     def score(self, row, seed):

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
+from redistill.config.files import differences, load, packaged, read, resolved
+from redistill.config.settings import ClassifierConfig
+from redistill.distillation import METHODS, Distillation
 from redistill.errors import ConfigError
-from redistill.trainers.config import differences, load, packaged, read, resolved
-from redistill.trainers.distillation import METHODS, Distillation
-from redistill.trainers.settings import ClassifierConfig
 
 
 def write(folder, name, text):

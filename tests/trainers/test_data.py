@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from redistill.errors import ConfigError
-from redistill.trainers.data import EpochOrder, open_data, split_by_class
-from redistill.trainers.errors import DataError
-from redistill.trainers.settings import AugmentationConfig, DataConfig
-from redistill.trainers.sources import SOURCES
+from redistill.config.settings import AugmentationConfig, DataConfig
+from redistill.data.datasets import EpochOrder, open_data, split_by_class
+from redistill.data.sources import SOURCES
+from redistill.errors import ConfigError, DataError
 
 
 def test_digits_need_no_files():

@@ -9,13 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import redistill
+from redistill.config.denoiser import DenoiserConfig
+from redistill.config.files import load, packaged
+from redistill.data.datasets import open_data
+from redistill.distillation import MAIN, Distillation
+from redistill.distillation.views import PlainView
 from redistill.errors import ConfigError
 from redistill.models import load_model
-from redistill.trainers.config import load, packaged
-from redistill.trainers.data import open_data
 from redistill.trainers.denoiser import DenoiserExperiment, main
-from redistill.trainers.denoiser_settings import DenoiserConfig
-from redistill.trainers.distillation import MAIN, Distillation
 from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
@@ -201,7 +202,7 @@ def test_measuring_is_a_function_of_the_image(tmp_path):
 def test_each_image_loses_its_label_by_its_own_draw(tmp_path):
     experiment, teacher = taught(tmp_path, *CONDITIONAL, "diffusion.label_dropout=0.4")
     task, batch, seen = experiment.make_task(teacher), batch_of(experiment, 64), []
-    task.show_student = lambda *inputs: seen.append(inputs[2]) or redistill.trainers.views.PlainView(teacher)(*inputs)
+    task.show_student = lambda *inputs: seen.append(inputs[2]) or PlainView(teacher)(*inputs)
     task(batch)
     (labels,) = seen
     dropped = labels == 10

@@ -9,12 +9,11 @@ import pytest
 import torch
 from small_task import data, equal, loop, network, recipe, weights
 
-from redistill.errors import ConfigError
+from redistill.config.settings import OptimizerConfig, RunConfig, ScheduleConfig, TargetsConfig
+from redistill.errors import CheckpointError, ConfigError, DivergenceError, InterruptedRunError
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.ema import MovingAverage
-from redistill.trainers.errors import CheckpointError, DivergenceError, InterruptedRunError
 from redistill.trainers.schedule import factor
-from redistill.trainers.settings import OptimizerConfig, RunConfig, ScheduleConfig, TargetsConfig
 
 
 def test_it_learns_and_leaves_everything_to_be_read(tmp_path):

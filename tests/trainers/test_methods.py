@@ -16,8 +16,8 @@ from example_outputs import (
     training_set,
 )
 
+from redistill.distillation import Targets, create
 from redistill.errors import TapError
-from redistill.trainers.distillation import Targets, create
 
 STAGES = ("layer1", "layer2", "layer3")
 
@@ -242,7 +242,7 @@ def test_nst():
 
 @pytest.mark.parametrize("size", [2, 40])
 def test_nst_kernel_by_channels_or_by_grid(size):
-    from redistill.trainers.distillation.nst import kernel_mean
+    from redistill.distillation.methods.nst import kernel_mean
 
     a, b = torch.randn(3, 7, size), torch.randn(3, 5, size)
     expected = np.mean([(x @ y).item() ** 2 for n in range(3) for x in a[n] for y in b[n]])
@@ -387,7 +387,7 @@ def test_ofd():
 
 
 def test_ofd_margin_is_the_mean_of_a_gaussian_below_zero():
-    from redistill.trainers.distillation.ofd import negative_mean
+    from redistill.distillation.methods.ofd import negative_mean
 
     drawn = np.random.default_rng(0).normal(0.4, 1.3, 2_000_000)
     margins = negative_mean(torch.tensor([0.4, 50.0]), torch.tensor([1.3, 2.0]))

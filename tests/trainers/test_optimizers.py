@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from redistill.config.settings import OptimizerConfig
 from redistill.trainers.optimizers import make_optimizer
-from redistill.trainers.settings import OptimizerConfig
 
 
 def train(network, optimizer, steps=4):

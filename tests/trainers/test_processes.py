@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_task import loop, weights
 
+from redistill.config.settings import RunConfig
 from redistill.trainers.record import Record
-from redistill.trainers.settings import RunConfig
 
 SCRIPT = """
 import sys

@@ -13,11 +13,11 @@ pytest.importorskip("torchao")
 from small_networks import small_resnet
 
 import redistill
+from redistill.errors import InterruptedRunError
 from redistill.quantization import FakeQuantized, QuantizationError
 from redistill.quantization.files import load_program, save_program
 from redistill.trainers import int8
 from redistill.trainers.classifier import main
-from redistill.trainers.errors import InterruptedRunError
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
 

@@ -1,0 +1,98 @@
+"""``python -m redistill.transform``: a model and a budget in, a student and its report out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_model_options, check_writable, load, run, write_json
+from redistill.compiler.pipeline import transform
+from redistill.errors import PlanError
+from redistill.memory.meter import measure
+from redistill.planning.search import OBJECTIVES
+from redistill.report import plot, to_json, write_page
+
+EXAMPLES = """examples:
+  python -m redistill.transform --budget 4x
+  python -m redistill.transform --model "torchvision:mobilenet_v2?num_classes=10" --budget 512KiB --output student
+  python -m redistill.transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none   (the paper's student)
+  python -m redistill.transform --model redistill:ddpm_unet --budget 1.13MiB --html report.html
+
+exit codes: 0 done, 2 something given cannot be used, 3 no plan fits the budget"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m redistill.transform",
+        description="Rewrite a network into a student that fits a budget of peak activation memory.",
+        epilog=f"{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group = parser.add_argument_group("the student")
+    group.add_argument("--budget", default="4x", help="4x, 25%%, 512KiB, 0.5MB or bytes (default: %(default)s)")
+    group.add_argument(
+        "--objective", choices=OBJECTIVES, default="macs",
+        help="macs: keep the most computation; earliest: pool in the stem, as the paper does (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
+    group.add_argument(
+        "--taps", default="auto", metavar="auto|none|FILE", help="distillation taps (default: %(default)s)"
+    )
+    group.add_argument(
+        "--init", choices=("gentle", "default"), default="gentle", help="how RED blocks start (default: %(default)s)"
+    )
+    group.add_argument("--reorder", action="store_true", help="first put operations into the order of least memory")
+    add_model_options(parser)
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--output", metavar="DIR", help="save the student here (recipe and safetensors)")
+    group.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="the result as JSON, to a file or standard output"
+    )
+    group.add_argument("--plot", metavar="FILE.png", help="memory over layers, teacher and student, as a picture")
+    group.add_argument("--html", metavar="FILE.html", help="the same as a page with an interactive timeline")
+    group.add_argument(
+        "--measure", action="store_true", help="also run the student under the meter, to check the figure"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    given = build_parser().parse_args(arguments)
+    check_writable(given.output, given.json, given.plot, given.html)
+    factors = _factors(given.factors) if given.factors else None
+    model, inputs, weights = load(given)
+    student = transform(
+        model, inputs, given.budget, given.convention, given.objective, given.taps, factors,
+        dtype=given.dtype, init=given.init, reorder=given.reorder, model=given.model, weights=weights,
+    ).eval()  # fmt: skip
+    comparison = student.comparison()
+    if given.output:
+        student.save(given.output)
+    if given.plot:
+        plot(comparison, given.plot)
+    if given.html:
+        write_page(comparison, given.html)
+    if given.json:
+        write_json(to_json(comparison), given.json)
+    if given.json != "-":
+        sys.stdout.write(student.report() + "\n")
+        for name, path in (("student", given.output), ("plot", given.plot), ("page", given.html), ("json", given.json)):
+            if path:
+                sys.stdout.write(f"{name} written to {path}\n")
+    if given.measure:
+        sys.stderr.write(f"measured while running the student as it is: {measure(student, inputs):,} bytes (graph)\n")
+    return 0
+
+
+def _factors(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise PlanError(f"cannot read the factors {text!r}; write whole numbers like 4,2,2,2,1") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,185 @@
+"""Choosing: the best plan that holds once carried out, with the taps that fit beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from redistill.compiler.analysis import Analysis
+from redistill.compiler.rewriting import Rewritten, rewrite
+from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
+from redistill.internal.text import format_bytes, format_shape
+from redistill.memory.conventions import MemoryProfile
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.planning.search import (
+    OBJECTIVES,
+    Certificate,
+    Objective,
+    PlanningProblem,
+    keep_most_macs,
+    least_peak,
+    plan_from_factors,
+    pool_earliest,
+    solve,
+)
+from redistill.planning.taps import Tap, choose_taps, read_taps, resolve_taps
+
+MAX_ATTEMPTS = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan carried out: one factor for each stage, the taps, the student's graph, and the proof."""
+
+    by_stage: tuple[int, ...]
+    taps: tuple[Tap, ...]
+    rewritten: Rewritten
+    certificate: Certificate | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of the taps: ``auto``, ``none``, a file or the places themselves; and how RED blocks start."""
+
+    taps: str | tuple[dict[str, str], ...] = "auto"
+    init: str = "gentle"
+
+
+def choose(analysis: Analysis, limit: int, objective: str, wishes: Wishes) -> Choice:
+    """The best student within ``limit`` bytes.
+
+    First all automatic taps are part of the plan and the deepest stage keeps the teacher's grid. Where no plan fits so,
+    taps that do not fit are left out, and then the deepest stage may be pooled too; a note says so.
+
+    Raises:
+        InfeasibleBudgetError: no plan fits; the message says what stands in the way.
+    """
+    goal = _objective(objective, analysis)
+    attempts = [(True, True), (False, True), (True, False), (False, False)]
+    for with_taps, restore in attempts if wishes.taps == "auto" else [(False, True), (False, False)]:
+        problem = _problem(analysis, with_taps, restore)
+        found = _first_that_holds(analysis, problem, limit, goal, wishes, drop_taps=not with_taps)
+        if found is not None:
+            notes = found.notes
+            if not restore:
+                notes += ("no plan fits that keeps the deepest stage's grid; it is pooled as well",)
+            return replace(found, notes=notes)
+    raise InfeasibleBudgetError(explain(analysis, limit))
+
+
+def carry_out(analysis: Analysis, factors: Sequence[int], wishes: Wishes) -> Choice:
+    """The student with exactly these pooling factors, one for each free stage.
+
+    Raises:
+        PlanError: a wrong number of factors, or factors that no strides can make.
+    """
+    by_stage = expand(analysis, factors)
+    taps = _taps(analysis, by_stage, wishes)
+    return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, wishes.init), None)
+
+
+def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
+    """One factor for each stage, from one for each free stage; checked."""
+    stages, free = analysis.stages.stages, analysis.stages.free
+    if len(factors) != len(free):
+        names = ", ".join(f"{s.name} {s.grid[0]}x{s.grid[1]}" for s in free)
+        raise PlanError(f"{analysis.name} has {len(free)} stages ({names}), but {len(factors)} factors were given")
+    if any(int(f) != f or f < 1 for f in factors):
+        raise PlanError(f"pooling factors are whole numbers from 1 on, not {', '.join(map(str, factors))}")
+    given = dict(zip((s.index for s in free), (int(f) for f in factors), strict=True))
+    for stage in free:
+        if stage.fixed and given[stage.index] != 1:
+            raise PlanError(f"stage {stage.name} must keep factor 1, for {stage.fixed}")
+    by_stage = tuple(given.get(s.index, 1) for s in stages)
+    problem = ScalingModel(analysis.stages, analysis.convention, [(f,) for f in by_stage]).problem()
+    plan_from_factors(problem, by_stage, [s.name for s in stages])
+    return by_stage
+
+
+def _objective(name: str, analysis: Analysis) -> Objective:
+    if name == "macs":
+        return keep_most_macs()
+    if name == "earliest":
+        return pool_earliest([t.target for t in analysis.stages.transitions if t.kind == "stem"])
+    raise ModelError(f"unknown objective {name!r}; one of {', '.join(OBJECTIVES)}")
+
+
+def _problem(analysis: Analysis, with_taps: bool, restore_deepest: bool) -> PlanningProblem:
+    choices = candidate_factors(analysis.stages, restore_deepest)
+    model = ScalingModel(analysis.stages, analysis.convention, choices)
+    return model.problem(analysis.crossings if with_taps else ())
+
+
+def _first_that_holds(
+    analysis: Analysis, problem: PlanningProblem, limit: int, goal: Objective, wishes: Wishes, drop_taps: bool
+) -> Choice | None:
+    """Go down the plans from the best until one, carried out, stays within the limit."""
+    for _ in range(MAX_ATTEMPTS):
+        solution = solve(problem, limit, goal)
+        if solution is None:
+            return None
+        by_stage = problem.factors(solution.plan)
+        found = _carry_out_within(analysis, by_stage, limit, wishes, drop_taps)
+        if found is not None:
+            return replace(found, certificate=replace(solution.certificate, excluded=len(problem.excluded)))
+        problem = replace(problem, excluded=problem.excluded | {solution.plan})
+    return None
+
+
+def _carry_out_within(
+    analysis: Analysis, by_stage: tuple[int, ...], limit: int, wishes: Wishes, drop_taps: bool
+) -> Choice | None:
+    try:
+        taps = list(_taps(analysis, by_stage, wishes))
+        dropped: list[str] = []
+        while True:
+            rewritten = rewrite(analysis, by_stage, taps, wishes.init)
+            if rewritten.profile.peak_bytes <= limit:
+                notes = (f"taps left out, their RED blocks do not fit: {', '.join(dropped)}",) if dropped else ()
+                return Choice(by_stage, tuple(taps), rewritten, None, notes)
+            if not (drop_taps and taps and wishes.taps == "auto"):
+                return None
+            costliest = max(taps, key=lambda t: t.channels * t.grid[0] * t.grid[1])
+            taps.remove(costliest)
+            dropped.append(costliest.student)
+    except PlanError:
+        return None
+
+
+def _taps(analysis: Analysis, by_stage: Sequence[int], wishes: Wishes) -> tuple[Tap, ...]:
+    if wishes.taps == "none":
+        return ()
+    if wishes.taps == "auto":
+        return choose_taps(analysis.crossings, by_stage, analysis.stages)
+    entries = read_taps(wishes.taps) if isinstance(wishes.taps, str) else wishes.taps
+    return resolve_taps(entries, analysis.graph_module, by_stage, analysis.stages)
+
+
+def explain(analysis: Analysis, limit: int) -> str:
+    """Why no plan fits: the best that can be had, what is alive at its peak, and the stages that may not shrink."""
+    by_stage, best = smallest(analysis)
+    alive = ", ".join(f"{b.module or b.node} {format_shape(b.shape)} {format_bytes(b.bytes)}" for b in best.live[:4])
+    fixed = "; ".join(f"{s.name} cannot be pooled, for {s.fixed}" for s in analysis.stages.stages if s.fixed)
+    factors = ",".join(str(by_stage[s.index]) for s in analysis.stages.free)
+    where = f"at factors {factors}" if any(f > 1 for f in by_stage) else "at the teacher's own grids"
+    return (
+        f"no student of {analysis.name} fits {format_bytes(limit)} ({analysis.convention}); the best that can be had "
+        f"is {format_bytes(best.peak_bytes)}, {analysis.profile.peak_bytes / best.peak_bytes:.2f}x, {where}: "
+        f"at {best.peak_node} are alive {alive}; {fixed}"
+    )
+
+
+def smallest(analysis: Analysis) -> tuple[tuple[int, ...], MemoryProfile]:
+    """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do."""
+    problem = _problem(analysis, with_taps=False, restore_deepest=False)
+    for _ in range(MAX_ATTEMPTS):
+        solution = least_peak(problem)
+        if solution is None:
+            break
+        by_stage = problem.factors(solution.plan)
+        try:
+            return by_stage, rewrite(analysis, by_stage, ()).profile
+        except PlanError:
+            problem = replace(problem, excluded=problem.excluded | {solution.plan})
+    return tuple(1 for _ in analysis.stages.stages), analysis.profile

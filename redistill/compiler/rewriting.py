@@ -1,0 +1,128 @@
+"""Rewriting: a plan and its taps, written into a copy of the teacher's graph and carried out by the passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_manager import PassManager
+
+from redistill.compiler.analysis import Analysis
+from redistill.errors import PlanError, RedistillError
+from redistill.memory.conventions import MemoryProfile
+from redistill.memory.profiling import count_parameters, profile_record
+from redistill.memory.recording import GraphRecord, record_graph
+from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
+from redistill.passes.geometry import Pair, UnreachableGridError
+from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
+from redistill.passes.strip_guards import StripGuardsPass
+from redistill.planning.stages import Transition
+from redistill.planning.taps import Tap
+from redistill.tracing.guards import guards_hold
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A student's graph over its own copy of the weights, and its verified profile."""
+
+    graph_module: GraphModule
+    profile: MemoryProfile
+    record: GraphRecord
+
+
+def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str = "gentle") -> Rewritten:
+    """Carry out the plan ``by_stage`` (one factor for each stage) and the taps on a copy of the teacher.
+
+    Raises:
+        PlanError: an operation cannot take its stride, a guard no longer holds, or an output changes its shape.
+    """
+    student = _carry_out(analysis, by_stage, taps, init)
+    record = record_graph(student, analysis.inputs, analysis.dtype)
+    _verify(analysis, student, record)
+    run_passes(student, [StripGuardsPass()])
+    found = profile_record(record, "graph" if analysis.convention == "eager" else analysis.convention)
+    return Rewritten(student, replace(found, parameters=count_parameters(student), dtype=analysis.dtype), record)
+
+
+def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str) -> GraphModule:
+    """Annotate a copy and run the passes; where a grid is out of reach, its whole stage makes do with a smaller one."""
+    smaller: dict[tuple[int, Pair], Pair] = {}
+    targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
+    while True:
+        student = copy.deepcopy(analysis.graph_module).eval()
+        annotate(student, analysis, by_stage, taps, smaller)
+        try:
+            run_passes(student, [InsertPoolingPass(), AttachTapsPass(init)])
+            return student
+        except UnreachableGridError as error:
+            entrance = targets[error.node]
+            grid = list(smaller.get(entrance) or _coarse(entrance[1], by_stage[entrance[0]]))
+            if error.largest >= grid[error.axis] or error.largest < 1:
+                raise
+            grid[error.axis] = error.largest
+            smaller[entrance] = (grid[0], grid[1])
+
+
+def _entrance(transition: Transition, analysis: Analysis) -> tuple[int, Pair]:
+    """The stage that a transition enters, and the teacher's grid there: all that enters so must agree."""
+    height, width = analysis.stages.record.values[transition.node][2:]
+    return transition.target, (height, width)
+
+
+def _coarse(grid: Pair, factor: int) -> Pair:
+    return -(-grid[0] // factor), -(-grid[1] // factor)
+
+
+def run_passes(graph_module: GraphModule, passes: list[object]) -> None:
+    """Run ``passes`` by torch.fx's pass manager, in place; our own errors come through as they are."""
+    try:
+        PassManager(passes)(graph_module)  # type: ignore[arg-type]
+    except Exception as error:
+        if isinstance(error.__cause__, RedistillError):
+            raise error.__cause__ from None
+        raise
+
+
+def annotate(
+    graph_module: GraphModule,
+    analysis: Analysis,
+    by_stage: Sequence[int],
+    taps: Sequence[Tap],
+    smaller: dict[tuple[int, Pair], Pair],
+) -> None:
+    """Write into ``node.meta`` what each node must become; nothing is changed yet."""
+    nodes = {n.name: n for n in graph_module.graph.nodes}
+    for transition in analysis.stages.transitions:
+        order = restride(transition, analysis, by_stage, smaller)
+        if order is not None:
+            nodes[transition.node].meta[RESTRIDE] = order
+    for tap in taps:
+        order_at = nodes[tap.student_node].meta
+        order_at[TAPS] = (*order_at.get(TAPS, ()), TapOrder(tap.name, tap.channels, tap.module, tap.side))
+
+
+def restride(
+    transition: Transition, analysis: Analysis, by_stage: Sequence[int], smaller: dict[tuple[int, Pair], Pair]
+) -> Restride | None:
+    """The new stride of one operation; None where it keeps its own."""
+    source, target = by_stage[transition.source], by_stage[transition.target]
+    stride = transition.student_stride(source, target)
+    entrance = _entrance(transition, analysis)
+    if transition.operator == "resize" or (stride == transition.stride and entrance not in smaller):
+        return None
+    grid = smaller.get(entrance) or _coarse(entrance[1], target)
+    if transition.operator == "convolution" and stride < 1:
+        return Restride(Fraction(1), grid, enlarge=int(1 / stride))
+    return Restride(stride, grid)
+
+
+def _verify(analysis: Analysis, student: GraphModule, record: GraphRecord) -> None:
+    broken = guards_hold(student, record.values)
+    if broken is not None:
+        raise PlanError(f"control flow at {broken} would take another branch on the student's grids")
+    before, after = (r.values["output"] for r in (analysis.stages.record, record))
+    if before != after:
+        raise PlanError(f"the output would change from {before} to {after}")

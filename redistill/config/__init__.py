@@ -1,0 +1,1 @@
+"""Configuration: what can be set, and how files of settings are read."""

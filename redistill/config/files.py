@@ -1,0 +1,199 @@
+"""Configuration files: YAML read into frozen dataclasses, with errors that name the nearest known key.
+
+A file may name another one, or several, as its `base` and then says only what differs. Names resolve to the packaged
+experiments (`digits/smoke.yaml`) or to paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from redistill.errors import ConfigError
+from redistill.internal.suggestions import suggest
+
+Config = TypeVar("Config")
+Raw = dict[str, Any]
+
+BASE = "base"
+CLASSIFIER = "classifier"
+"""The trainer of files that name none."""
+REPLACED = "methods"
+"""A mapping that a derived file replaces as a whole: methods are chosen together."""
+
+
+def load(kind: type[Config], name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a packaged experiment or a file, apply `a.b=value` overrides, and check every key and type."""
+    return read(kind, override(read_file(name), overrides))
+
+
+def packaged(trainer: str | None = None) -> dict[str, str]:
+    """The packaged experiments, of one trainer or all: name to its one-line description (the file's first comment)."""
+    root = _package_folder()
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml") if path.name[0] != "_")
+    chosen = [name for name in names if trainer in (None, read_file(name).get("trainer", CLASSIFIER))]
+    return {name: (root / name).read_text().splitlines()[0].lstrip("# ").strip() for name in chosen}
+
+
+def read_file(name: str) -> Raw:
+    """The mapping of a file, merged over that of its base."""
+    path = find_file(name)
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds a {type(raw).__name__}; a configuration is a mapping of sections")
+    bases = raw.pop(BASE, None) or []
+    merged: Raw = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, read_file(str(base)))
+    return merge(merged, raw)
+
+
+def find_file(name: str) -> Path:
+    """A path that exists, or a packaged experiment by its name, with or without `.yaml`."""
+    candidates = [Path(name), _package_folder() / name, _package_folder() / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"there is no file {name!r} and no packaged experiment of that name{suggest(name, packaged())}")
+
+
+def merge(base: Raw, changes: Raw) -> Raw:
+    """Changes over a base, section by section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both and key != REPLACED else value
+    return merged
+
+
+def override(raw: Raw, assignments: Sequence[str]) -> Raw:
+    """The mapping with each `a.b=value` applied; values are read as YAML."""
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {assignment!r}: write it as section.key=value")
+        raw = _assign(raw, path.split("."), yaml.safe_load(text), path)
+    return raw
+
+
+def _assign(raw: Raw, keys: Sequence[str], value: Any, path: str) -> Raw:
+    if len(keys) == 1:
+        return {**raw, keys[0]: value}
+    inner = raw.get(keys[0]) or {}
+    if keys[0] == REPLACED and isinstance(inner, str):
+        inner = method_names(inner)
+    if not isinstance(inner, dict):
+        raise ConfigError(f"--set {path}: {keys[0]} is {inner!r} and has no keys below it")
+    return {**raw, keys[0]: _assign(inner, keys[1:], value, path)}
+
+
+def method_names(text: str) -> dict[str, Raw]:
+    """The shorthand "red+kd" as a mapping of methods with their default options; "none" is no method."""
+    return {name.strip(): {} for name in text.split("+") if name.strip() not in ("", "none")}
+
+
+def read(kind: type[Config], raw: Mapping[str, Any], where: str = "", default: Config | None = None) -> Config:
+    """A frozen dataclass from a mapping; unknown keys and wrong types are errors that name the place.
+
+    What the mapping leaves out is as in ``default``, such as the section that an outer dataclass has by default.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field.default for field in dataclasses.fields(typing.cast(Any, kind))}
+    for key in raw:
+        if key not in fields:
+            raise ConfigError(f"unknown key {_join(where, str(key))!r}{suggest(str(key), fields)}")
+    values = {
+        key: _convert(hints[key], value, _join(where, key), getattr(default, key, fields[key]))
+        for key, value in raw.items()
+    }
+    return kind(**values) if default is None else dataclasses.replace(typing.cast(Any, default), **values)
+
+
+def resolved(config: Any) -> Raw:
+    """The whole configuration as plain mappings, lists and scalars, fit for YAML."""
+    plain = _plain(dataclasses.asdict(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str = "") -> list[str]:
+    """The keys at which two resolved configurations differ, as `a.b (1, then 2)`."""
+    found: list[str] = []
+    for key in sorted({*first, *second}, key=str):
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, _join(where, str(key)))
+        elif a != b:
+            found.append(f"{_join(where, str(key))} ({a!r}, then {b!r})")
+    return found
+
+
+def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
+    """A value as the annotated type, or an error that says what was expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(a for a in arguments if a is not type(None))
+        return None if value is None else _convert(inner, value, where, default)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return read(hint, _mapping(value, where), where, default if isinstance(default, hint) else None)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin in (dict, Mapping):
+        opened = method_names(value) if isinstance(value, str) else value
+        return {
+            str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()
+        }
+    return value if hint is Any else _scalar(hint, value, where)
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-4 as a string
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    elif hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of keys, got {value!r}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _package_folder() -> Path:
+    return Path(str(resources.files("redistill"))) / "configs"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

@@ -1,0 +1,1 @@
+"""Data: images from folders and data sets, their order and their augmentation."""

@@ -1,0 +1,189 @@
+"""Where images come from: torchvision's data sets, a folder of images, and scikit-learn's digits, which need none."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import default_loader
+
+from redistill.config.settings import DataConfig
+from redistill.errors import ConfigError, DataError
+from redistill.internal.suggestions import suggest
+
+TEST_SHARE = 5  # every fifth of scikit-learn's digits is a test image
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images by index, as uint8 tensors [C, H, W] or PIL images, and their labels, [N]."""
+
+    get: Callable[[int], Any]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set's training and test images, and its classes."""
+
+    train: Images
+    test: Images
+    classes: Sequence[str]
+
+
+def open_source(config: DataConfig) -> Source:
+    """The data set of that name; says where missing files were looked for, and how to get them."""
+    if config.name not in SOURCES:
+        raise ConfigError(f"data.name: there is no data set {config.name!r}{suggest(config.name, SOURCES)}")
+    try:
+        return SOURCES[config.name](config)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise DataError(_missing(config, error)) from error
+
+
+def _missing(config: DataConfig, error: Exception) -> str:
+    place = Path(config.root).expanduser().resolve()
+    fetched = config.name in ("stl10", "cifar10", "cifar100", "fashion_mnist", "celeba")
+    remedy = "set data.root to the folder that holds it"
+    if fetched:
+        remedy += ", or let torchvision fetch it with --set data.download=true"
+    return f"{config.name} was looked for in {place} and not found ({_one_line(error)}); {remedy}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _digits(config: DataConfig) -> Source:
+    """1,797 grey digits of 8x8 pixels that come with scikit-learn."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError("digits come with scikit-learn, which is not installed; pip install scikit-learn") from None
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy((images.reshape(-1, 1, 8, 8) * 255 / 16).round().astype(np.uint8))
+    everything = torch.arange(len(labels))
+    is_test = everything % TEST_SHARE == 0
+    target = torch.from_numpy(labels).long()
+    return Source(
+        _in_memory(pixels[~is_test], target[~is_test]),
+        _in_memory(pixels[is_test], target[is_test]),
+        [str(digit) for digit in range(10)],
+    )
+
+
+def _fashion_mnist(config: DataConfig) -> Source:
+    """Read from the packed or unpacked files, whichever torchvision or the user left."""
+    from torchvision.datasets import FashionMNIST
+
+    if config.download:
+        FashionMNIST(config.root, download=True)
+    folder = Path(config.root).expanduser() / "FashionMNIST" / "raw"
+    parts = [
+        _in_memory(
+            _read_idx(folder / f"{part}-images-idx3-ubyte")[:, None], _read_idx(folder / f"{part}-labels-idx1-ubyte")
+        )
+        for part in ("train", "t10k")
+    ]
+    return Source(parts[0], parts[1], FashionMNIST.classes)
+
+
+def _read_idx(path: Path) -> Tensor:
+    """An array of bytes in the IDX format: two zeros, type 8, the rank, then big-endian sizes and the data."""
+    packed = path.with_name(f"{path.name}.gz")
+    data = gzip.decompress(packed.read_bytes()) if packed.exists() and not path.exists() else path.read_bytes()
+    rank = data[3]
+    sizes = np.frombuffer(data, ">i4", rank, 4)
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes).copy())
+
+
+def _cifar(kind: str) -> Callable[[DataConfig], Source]:
+    def load(config: DataConfig) -> Source:
+        import torchvision.datasets
+
+        make = getattr(torchvision.datasets, kind)
+        parts = [make(config.root, train=train, download=config.download) for train in (True, False)]
+        images = [
+            _in_memory(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)) for part in parts
+        ]
+        return Source(images[0], images[1], parts[0].classes)
+
+    return load
+
+
+def _stl10(config: DataConfig) -> Source:
+    from torchvision.datasets import STL10
+
+    parts = [STL10(config.root, split=split, download=config.download) for split in ("train", "test")]
+    images = [_in_memory(torch.from_numpy(part.data), torch.from_numpy(part.labels)) for part in parts]
+    return Source(images[0], images[1], parts[0].classes)
+
+
+def _celeba(config: DataConfig) -> Source:
+    """Faces; two classes by an attribute where one is named, otherwise one."""
+    from torchvision.datasets import CelebA
+
+    parts = [CelebA(config.root, split=split, download=config.download) for split in ("train", "test")]
+    names, attribute = [name for name in parts[0].attr_names if name], config.attribute
+    if attribute is not None and attribute not in names:
+        raise ConfigError(f"data.attribute: CelebA has no {attribute!r}{suggest(attribute, names)}")
+    images = [_faces(part, None if attribute is None else names.index(attribute)) for part in parts]
+    return Source(images[0], images[1], ["face"] if attribute is None else [f"not {attribute}", attribute])
+
+
+def _faces(part: Any, attribute: int | None) -> Images:
+    folder = Path(part.root) / part.base_folder / "img_align_celeba"
+    count = len(part.filename)
+    labels = torch.zeros(count, dtype=torch.long) if attribute is None else part.attr[:, attribute].long()
+    return Images(lambda index: default_loader(str(folder / part.filename[index])), labels)
+
+
+def _imagenet(config: DataConfig) -> Source:
+    from torchvision.datasets import ImageNet
+
+    parts = [ImageNet(config.root, split=split) for split in ("train", "val")]
+    return Source(_from_files(parts[0]), _from_files(parts[1]), parts[0].classes)
+
+
+def _image_folder(config: DataConfig) -> Source:
+    """A folder with one folder a class in `train`, and in `test` or `val`."""
+    from torchvision.datasets import ImageFolder
+
+    root = Path(config.root).expanduser()
+    held_out = "test" if (root / "test").is_dir() else "val"
+    train, test = ImageFolder(str(root / "train")), ImageFolder(str(root / held_out))
+    if train.classes != test.classes:
+        raise DataError(
+            f"{root}: train has {len(train.classes)} class folders and {held_out} {len(test.classes)}; same names"
+        )
+    return Source(_from_files(train), _from_files(test), train.classes)
+
+
+def _in_memory(pixels: Tensor, labels: Tensor) -> Images:
+    return Images(lambda index: pixels[index], labels.long())
+
+
+def _from_files(folder: Any) -> Images:
+    return Images(lambda index: folder.loader(folder.samples[index][0]), torch.tensor(folder.targets))
+
+
+SOURCES: Mapping[str, Callable[[DataConfig], Source]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar("CIFAR10"),
+    "cifar100": _cifar("CIFAR100"),
+    "stl10": _stl10,
+    "celeba": _celeba,
+    "imagenet": _imagenet,
+    "image_folder": _image_folder,
+}
+"""Every data set by its name."""

@@ -1,8 +1,0 @@
-"""A gallery of students beside their teachers: memory against accuracy, and footprints over the layers."""
-
-from redistill.gallery.accuracies import Accuracy, read_accuracies
-from redistill.gallery.entries import Entry, collect, read_entry
-from redistill.gallery.page import write_gallery
-from redistill.gallery.picture import draw_gallery
-
-__all__ = ["Accuracy", "Entry", "collect", "draw_gallery", "read_accuracies", "read_entry", "write_gallery"]

@@ -1,0 +1,53 @@
+"""The residual-encoder (RED) block: what stands at a tap, in training and in the deployed student."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from redistill.tracing.skeleton import build_graph_module
+from redistill.tracing.tracer import trace_graph
+
+
+class REDBlock(nn.Module):
+    """y = x * sigmoid(BN(conv1x1(x))) + ReLU6(BN(conv3x3(x))), shape (B, C, H, W) kept (ReDistill, section 3.2).
+
+    ``init="gentle"`` opens the gate (sigmoid of 4) and quietens the residual, so that y is close to x and features
+    inherited from the teacher survive; ``init="default"`` is the paper's, PyTorch's own initialisation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        gate_kernel: int = 1,
+        residual_kernel: int = 3,
+        init: str = "gentle",
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.gate_conv = nn.Conv2d(channels, channels, gate_kernel, padding=gate_kernel // 2, device=device)
+        self.gate_norm = nn.BatchNorm2d(channels, device=device)
+        self.residual_conv = nn.Conv2d(channels, channels, residual_kernel, padding=residual_kernel // 2, device=device)
+        self.residual_norm = nn.BatchNorm2d(channels, device=device)
+        self.activation = nn.ReLU6(inplace=True)
+        if init == "gentle":
+            self._start_near_identity()
+
+    def _start_near_identity(self) -> None:
+        nn.init.constant_(self.gate_norm.weight, 0.1)
+        nn.init.constant_(self.gate_norm.bias, 4.0)
+        nn.init.constant_(self.residual_norm.weight, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate first, residual second: never more than three maps alive."""
+        gated = x * torch.sigmoid(self.gate_norm(self.gate_conv(x)))
+        gated += self.activation(self.residual_norm(self.residual_conv(x)))
+        return gated
+
+
+def trace_block(block: REDBlock) -> GraphModule:
+    """The block as a graph, to be laid into a student's graph."""
+    inputs = (torch.empty(1, block.gate_conv.in_channels, 8, 8),)
+    graph, _, skeleton = trace_graph(block, inputs)
+    return build_graph_module(block, graph, skeleton)

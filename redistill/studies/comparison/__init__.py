@@ -1,0 +1,1 @@
+"""Comparisons: methods, plans and seeds as one table."""

@@ -1,0 +1,207 @@
+"""A comparison's rows, their runs and their scores, whatever is trained; what is scored and shown is the judge's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar, Literal
+
+import torch
+from tqdm import tqdm
+
+from redistill.config.files import load
+from redistill.config.settings import ExperimentConfig
+from redistill.trainers.acceleration import processes
+from redistill.trainers.checkpoint import write_atomically
+
+Settings = tuple[str, ...]
+Scores = Mapping[str, float]
+PLAIN = "none"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """All combinations of these plans, starts and methods; plans and starts are named settings.
+
+    Attributes:
+        seeds: those of this grid, instead of the comparison's.
+    """
+
+    plans: dict[str, Settings] = field(default_factory=dict)
+    starts: dict[str, Settings] = field(default_factory=dict)
+    methods: tuple[str, ...] = (PLAIN,)
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """An experiment, what is set in all of its runs, and the grids of what differs.
+
+    Attributes:
+        baseline: the start whose run without a method defines the gap, of classifiers.
+        reference: what is set in the reference's runs, of classifiers.
+        evaluation: how denoisers are evaluated, see :class:`redistill.studies.evaluation.evaluating.EvaluationConfig`.
+    """
+
+    trainer: Literal["comparison"] = "comparison"
+    experiment: str = "fashion_mnist/mobilenetv2.yaml"
+    settings: Settings = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    baseline: str = "scratch"
+    reference: Settings = ()
+    grids: tuple[GridConfig, ...] = ()
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; without seeds of its own it has the comparison's."""
+
+    plan: str
+    start: str
+    methods: str
+    settings: Settings
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return "-".join(filter(None, (self.plan, self.start, self.methods))).replace(" ", "_").replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of a row, of each of its seeds, by name."""
+
+    row: Row
+    scores: tuple[Scores, ...]
+
+    def mean(self, name: str) -> float:
+        """Over the seeds."""
+        return statistics.fmean(scores[name] for scores in self.scores)
+
+    def spread(self, name: str) -> float:
+        """Sample standard deviation over the seeds; 0 of a single one."""
+        values = [scores[name] for scores in self.scores]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def show(self, name: str) -> str:
+        """Mean and spread, or what a single seed gave."""
+        if len(self.scores) == 1:
+            return f"{self.mean(name):.2f} (1 seed)"
+        return f"{self.mean(name):.2f} ± {self.spread(name):.2f}"
+
+
+class Judge(ABC):
+    """How the runs of one kind of experiment are made, scored and shown.
+
+    Attributes:
+        kind: the class of the experiments' configuration.
+        reference: the first row.
+    """
+
+    kind: ClassVar[type[ExperimentConfig]]
+    reference: Row
+
+    def __init__(self, config: ComparisonConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+
+    @abstractmethod
+    def train(self, settings: Any, place: Path, *, resume: bool) -> None:
+        """Carry out one run."""
+
+    @abstractmethod
+    def score(self, row: Row, seed: int) -> Scores:
+        """The scores of one run, which is made first where it is not there yet."""
+
+    @abstractmethod
+    def render(self, results: Sequence[Result]) -> str:
+        """The table in Markdown."""
+
+    @abstractmethod
+    def draw(self, results: Sequence[Result]) -> None:
+        """Write the pictures into the comparison's folder."""
+
+    def seeds(self, row: Row) -> Sequence[int]:
+        """The seeds of a row."""
+        return row.seeds or self.config.seeds
+
+    def place(self, row: Row, seed: int) -> Path:
+        """The folder of a run."""
+        return self.folder / row.name / f"seed-{seed}"
+
+    def settings(self, row: Row, seed: int) -> Any:
+        """The configuration of a run; all of them have one teacher."""
+        teacher = self.folder / "teacher.safetensors"
+        common = (f"run.folder={self.place(row, seed)}", f"teacher.weights={teacher}", f"run.seed={seed}")
+        return load(self.kind, self.config.experiment, (*self.config.settings, *row.settings, *common))
+
+    def finish(self, row: Row, seed: int) -> Path:
+        """Make a run, or what is left of it, and return its folder."""
+        place = self.place(row, seed)
+        if not (place / "summary.json").is_file():
+            self.train(self.settings(row, seed), place, resume=place.exists())
+        return place
+
+
+def rows(config: ComparisonConfig, reference: Row) -> list[Row]:
+    """The reference, then every combination once."""
+    found = {reference.name: reference}
+    for grid in config.grids:
+        for plan, plan_settings in grid.plans.items():
+            for start, start_settings in grid.starts.items():
+                for methods in grid.methods:
+                    settings = (*plan_settings, *start_settings, f"distillation.methods={methods}")
+                    row = Row(plan, start, methods, settings, grid.seeds)
+                    found.setdefault(row.name, row)
+    return list(found.values())
+
+
+def finish_together(judge: Judge, jobs: int) -> None:
+    """Make all runs in so many processes with equal parts of the cores, after the first, which trains the teacher."""
+    runs = [(row, seed) for row in rows(judge.config, judge.reference) for seed in judge.seeds(row)]
+    judge.score(*runs[0])
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
+        futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, *run) for run in runs[1:]]
+        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
+            future.result()
+
+
+def _begin(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A comparison that is killed takes its runs along; they are continued when it is called again."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, row: Row, seed: int) -> None:
+    kind(config, folder).finish(row, seed)
+
+
+def compare(judge: Judge) -> list[Result]:
+    """Run whatever is not there yet; every seed of a row before the next row, the table after each."""
+    results: list[Result] = []
+    for row in rows(judge.config, judge.reference):
+        results.append(Result(row, tuple(judge.score(row, seed) for seed in judge.seeds(row))))
+        logger.info("%s: %s", row.name, ", ".join(f"{n} {results[-1].mean(n):.4g}" for n in results[-1].scores[0]))
+        if processes().is_main_process:
+            write_atomically(judge.folder / "table.md", (judge.render(results) + "\n").encode())
+    if processes().is_main_process:
+        judge.draw(results)
+    return results

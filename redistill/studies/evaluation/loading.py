@@ -1,0 +1,117 @@
+"""The network at a place, ready to sample with, and its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redistill import load_student
+from redistill.data.sources import open_source
+from redistill.errors import EvaluationError, ModelError
+from redistill.models import load_model
+from redistill.recipe import RECIPE
+from redistill.studies.evaluation.evaluating import EvaluationConfig
+from redistill.studies.evaluation.generation import TrainedDenoiser
+from redistill.studies.evaluation.paths import Place, Run, averaging
+from redistill.trainers.checkpoint import damage
+from redistill.trainers.denoiser import DenoiserExperiment
+from redistill.trainers.loop import BEST
+from redistill.trainers.students import obtain_student
+from redistill.trainers.teachers import WEIGHTS
+
+
+def open_denoiser(place: Place, config: EvaluationConfig) -> TrainedDenoiser:
+    """The network at a place that is not images.
+
+    Raises:
+        RedistillError: files that are missing or damaged, or do not fit the run's configuration.
+    """
+    if place.run is None:
+        return make_denoiser(load_student(place.path), str(place), config)
+    if place.kind in ("run", "student"):
+        network = load_delivered(place.run, place.path if place.kind == "student" else place.run.folder / "student")
+    else:
+        state = checkpoint_weights(place.path, place.run) if place.kind == "checkpoint" else _read(place.path)
+        network = build_network(place.run)
+        _fill(network, state, place.path)
+    return make_denoiser(network, str(place), config)
+
+
+def open_teacher(place: Place, config: EvaluationConfig) -> TrainedDenoiser | None:
+    """The teacher of a run's student; none of a network that is no student, or whose teacher had learnt nothing.
+
+    Raises:
+        EvaluationError: its weights are not where the run left them.
+    """
+    if place.run is None or not place.run.rewrites:
+        return None
+    teacher = place.run.config.teacher
+    if teacher.recipe is None and teacher.weights in (None, "random"):
+        return None
+    if teacher.weights == "pretrained":
+        return make_denoiser(load_model(teacher.model, teacher.weights), f"{teacher.model}, pretrained", config)
+    weights = Path(teacher.weights).expanduser() if teacher.weights else place.run.folder / "teacher" / WEIGHTS
+    if not weights.is_file():
+        raise EvaluationError(f"the teacher's weights are missing at {weights}; put them back there")
+    described = [str(weights)] if teacher.recipe is None else [str(weights), averaging(teacher.recipe.ema)]
+    return make_denoiser(load_model(teacher.model, weights), ", ".join(described), config)
+
+
+def make_denoiser(network: nn.Module, description: str, config: EvaluationConfig) -> TrainedDenoiser:
+    """A network with the schedule and the images' shape of a configuration."""
+    data, diffusion = config.data, config.diffusion
+    classes = len(open_source(data).classes) if diffusion.conditional else 0
+    shape = (data.channels, data.image_size, data.image_size)
+    return TrainedDenoiser(network, diffusion.make_schedule(), diffusion.prediction, shape, description, classes)
+
+
+def load_delivered(run: Run, folder: Path) -> nn.Module:
+    """The finished network of a run, in a folder of it."""
+    spec = run.config.teacher.model
+    if (folder / RECIPE).is_file():
+        return load_student(folder, load_model(run.config.student.model or spec, "random"))
+    if not run.weights.is_file():
+        raise EvaluationError(
+            f"{run.folder} is not finished; continue it with --resume, or give its {run.folder / BEST}"
+        )
+    return load_model(spec, run.weights)
+
+
+def build_network(run: Run) -> nn.Module:
+    """The network of a run, with any weights."""
+    config = replace(run.config, student=replace(run.config.student, start="scratch"))
+    return obtain_student(DenoiserExperiment(config, run.folder), load_model(config.teacher.model, "random"))
+
+
+def checkpoint_weights(folder: Path, run: Run) -> Mapping[str, Tensor]:
+    """The moving average of a checkpoint where the run keeps one, else the weights themselves."""
+    fault = damage(folder)
+    if fault is not None:
+        raise EvaluationError(f"{folder} is damaged ({fault}); give the checkpoint before it")
+    if run.config.recipe.ema:
+        averaged: Mapping[str, Tensor] = _read(folder / "custom_checkpoint_1.pkl")["values"]
+        return averaged
+    task, prefix = _read(folder / "pytorch_model.bin"), "network."
+    return {name.removeprefix(prefix): value for name, value in task.items() if name.startswith(prefix)}
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{path} does not fit the network of its run's config.yaml: {reason}") from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes happen to provoke
+        raise EvaluationError(
+            f"cannot read weights from {path} ({type(error).__name__}); give another place"
+        ) from error
