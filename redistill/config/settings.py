@@ -161,9 +161,10 @@ class TeacherConfig:
 
     Attributes:
         model: a model spec such as "torchvision:resnet50" or "package.module:function".
-        weights: a state dict (safetensors, or torch's weights-only format). A file that does not exist yet is written,
-            if there is a recipe.
+        weights: a state dict (safetensors, or torch's weights-only format), with `?key=NAME` after it where the file
+            holds several. A file that does not exist yet is written, if there is a recipe.
         recipe: how the teacher is trained here where it has no weights.
+        start: weights from which that training begins, instead of random ones: a checkpoint of others, tuned here.
         augmentation: of the images it is trained on, instead of the data's. Shifts by fewer pixels than a student's
             first stride help a teacher and hurt that student.
     """
@@ -171,6 +172,7 @@ class TeacherConfig:
     model: str = "redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.25"
     weights: str | None = None
     recipe: RecipeConfig | None = None
+    start: str | None = None
     augmentation: AugmentationConfig | None = None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from redistill.errors import ModelError
 from redistill.internal.text import format_shape
+from redistill.models.cifar_resnet import CIFAR_RESNETS
 from redistill.models.specs import ModelSpec, parse_spec
 from redistill.models.unet import DDPMUNet
 from redistill.models.wrappers import AutoencoderOutput, ConditionalDenoiserOutput, DenoiserOutput
@@ -23,6 +24,7 @@ _SIDE_KEYWORDS = ("img_size", "image_size", "sample_size")
 _SIDES = {
     "torchvision:inception_v3": 299,
     "redistill:ddpm_unet": 32,
+    **{f"redistill:{name}": 32 for name in CIFAR_RESNETS},
     "redistill:mobilenet_v2_strided": 128,
     "redistill:mobilenet_v3_small_strided": 128,
     "redistill:resnext18": 128,

@@ -19,7 +19,7 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> nn.M
             ``package.module:function``, with ``?keyword=value&keyword=value`` for the builder.
         weights: None for torchvision's checkpoint where it lies in torch.hub's folder already, else random
             initialisation, so nothing is ever fetched; ``"random"``; ``"pretrained"`` for the provider's own (this may
-            fetch them); or the path of a ``.safetensors`` or torch file.
+            fetch them); or the path of a ``.safetensors`` or torch file, with ``?key=NAME`` where it holds several.
 
     Raises:
         ModelError: a spec, package, keyword or file that cannot be used; the message is one line with the remedy.
@@ -28,7 +28,7 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     source = choose_weights(parsed, weights)
     model = build_model(parsed, source.pretrained)
     if source.path is not None:
-        load_weights(model, source.path, parsed.target)
+        load_weights(model, source.path, parsed.target, source.key)
     return model.eval()
 
 

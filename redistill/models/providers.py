@@ -13,13 +13,14 @@ from typing import Any
 from torch import nn
 
 from redistill.errors import ModelError
+from redistill.models.cifar_resnet import CIFAR_RESNETS
 from redistill.models.specs import ModelSpec
 from redistill.models.strided import STRIDED_MODELS
 from redistill.models.unet import DDPMUNet
 from redistill.models.wrappers import wrap_diffusers
 
 OWN_MODELS: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"ddpm_unet": DDPMUNet, **STRIDED_MODELS}
+    {"ddpm_unet": DDPMUNet, **STRIDED_MODELS, **CIFAR_RESNETS}
 )
 
 # Their auxiliary heads run in training only, so that the train graph would differ; their initialisation takes minutes.

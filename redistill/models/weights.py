@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from redistill.errors import ModelError
-from redistill.internal.text import format_shape
+from redistill.models.matching import describe_differences, matches, rename_to_fit
 from redistill.models.providers import find_torchvision_builder, import_package
 from redistill.models.specs import ModelSpec
+from redistill.models.state_dicts import StateDict, pick, read_state_dicts
 
-_NAMED_AT_MOST = 3
+KEY = "?key="
+"""Between a file and the state dict in it that is meant: ``net.pth.tar?key=state_dict_ema``."""
+
+logger = logging.getLogger(__name__)
+
 _PROVIDERS_WITH_WEIGHTS = ("torchvision", "timm")
 
 
@@ -31,12 +37,14 @@ class WeightSource:
         label: what to tell the user.
         pretrained: what the provider's builder is told (torchvision: a member of its weights), None for no weights.
         path: the file to load, for kind ``file``.
+        key: where in the file the state dict lies; by default it is searched for.
     """
 
     kind: Literal["random", "file", "cached", "pretrained"]
     label: str
     pretrained: str | None = None
     path: Path | None = None
+    key: str | None = None
 
 
 _RANDOM = WeightSource("random", "random initialisation")
@@ -47,6 +55,7 @@ def choose_weights(spec: ModelSpec, weights: str | os.PathLike[str] | None) -> W
 
     ``weights`` None takes torchvision's checkpoint if it is in torch.hub's folder already and the spec changes nothing
     by keywords, else random initialisation; ``"random"`` insists on that; ``"pretrained"`` asks for the provider's own.
+    A file may be followed by ``?key=NAME``: which of several state dicts in it is meant.
 
     Raises:
         ModelError: a file that does not exist, or a provider without weights of its own.
@@ -57,10 +66,16 @@ def choose_weights(spec: ModelSpec, weights: str | os.PathLike[str] | None) -> W
         return _RANDOM
     if weights == "pretrained":
         return _choose_pretrained(spec)
-    path = Path(weights).expanduser()
+    path, key = split_key(weights)
     if not path.is_file():
         raise ModelError(f"no weights file at {path}; give a .safetensors or torch file, 'pretrained' or 'random'")
-    return WeightSource("file", str(path), path=path)
+    return WeightSource("file", str(path) if key is None else f"{path}{KEY}{key}", path=path, key=key)
+
+
+def split_key(weights: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """A file of weights and, after ``?key=``, where in it they lie."""
+    place, _, key = os.fspath(weights).partition(KEY)
+    return Path(place).expanduser(), key or None
 
 
 def _choose_pretrained(spec: ModelSpec) -> WeightSource:
@@ -84,73 +99,43 @@ def _find_cached(spec: ModelSpec) -> WeightSource | None:
     return None
 
 
-def load_weights(model: nn.Module, path: Path, target: str) -> None:
+def load_weights(model: nn.Module, path: Path, target: str, key: str | None = None) -> None:
     """Load the state dict in ``path`` into ``model``, strictly; ``target`` names the model in errors.
 
-    A diffusers model's own file fits its wrapper too: the prefix ``model.`` is added where it is missing.
+    Of several state dicts in a file the one that fits best is taken, before averaged (EMA) weights that fit as well;
+    ``key`` names another. Prefixes come off by themselves, see :func:`redistill.models.matching.rename_to_fit`.
 
     Raises:
         ModelError: a file that cannot be read as weights, or keys or shapes that differ.
     """
-    state = read_state_dict(path)
-    expected = model.state_dict()
-    if not expected.keys() & state.keys():
-        prefixed = {f"model.{key}": value for key, value in state.items()}
-        state = prefixed if expected.keys() & prefixed.keys() else state
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        differences = _describe_differences(expected, state) or "the state dict was refused"
-        raise ModelError(f"{path} does not fit {target}: {differences}; give that model's own weights") from error
+    found, expected = read_state_dicts(path), model.state_dict()
+    fitted = {place: rename_to_fit(state, expected) for place, state in found.items()}
+    if key is None:
+        key = max(sorted(fitted, key=_is_averaged), key=lambda place: matches(fitted[place], expected))
+        _mention_others(path, key, fitted, expected)
+    state = _with_second_names(pick(fitted, key, path), expected)
+    differences = describe_differences(expected, state)
+    if differences:
+        raise ModelError(f"{path} does not fit {target}: {differences}; give that model's own weights")
+    model.load_state_dict(state)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` or torch file: a state dict, bare or under ``state_dict`` or ``model``.
-
-    Raises:
-        ModelError: not such a file.
-    """
-    try:
-        content = _read(path)
-    except Exception as error:
-        raise ModelError(
-            f"cannot read weights from {path} ({type(error).__name__}); save model.state_dict() and nothing else in it"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path} holds no state dict; save model.state_dict(), bare or under 'state_dict' or 'model'")
-    return dict(content)
+def _is_averaged(place: str) -> bool:
+    return "ema" in place.lower() or "average" in place.lower()
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _describe_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    reshaped = [
-        f"{key} is {_shape(found[key])} in the file, {_shape(value)} in the model"
-        for key, value in expected.items()
-        if key in found and _shape(found[key]) != _shape(value)
-    ]
-    missing = [key for key in expected if key not in found]
-    unexpected = [key for key in found if key not in expected]
-    parts = [_shorten(reshaped, "different shape", ", ")] if reshaped else []
-    parts += [f"missing {_shorten(missing, 'key')}"] if missing else []
-    parts += [f"unexpected {_shorten(unexpected, 'key')}"] if unexpected else []
-    return "; ".join(parts)
+def _mention_others(path: Path, key: str, fitted: Mapping[str, StateDict], expected: Mapping[str, Tensor]) -> None:
+    """Say where a file holds further weights that fit, since figures may be of those."""
+    others = [place for place, state in fitted.items() if place != key and not describe_differences(expected, state)]
+    if others:
+        logger.info("%s: took %r; %s fit too, as %s%s%s", path, key, ", ".join(others), path.name, KEY, others[0])
 
 
-def _shorten(items: list[str], noun: str, separator: str = ", ") -> str:
-    rest = len(items) - _NAMED_AT_MOST
-    return separator.join(items[:_NAMED_AT_MOST]) + (f" and {rest} more {noun}{'s' * (rest > 1)}" if rest > 0 else "")
-
-
-def _shape(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ if shape is None else format_shape(shape)
+def _with_second_names(state: StateDict, expected: Mapping[str, Tensor]) -> StateDict:
+    """The state dict with what the model has under two names, where the file has it under one."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    for name, value in expected.items():
+        if name in state:
+            names.setdefault((value.data_ptr(), value.shape), name)
+    places = {name: (value.data_ptr(), value.shape) for name, value in expected.items() if value.numel()}
+    return state | {name: state[names[at]] for name, at in places.items() if name not in state and at in names}

@@ -160,8 +160,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state dict as safetensors, whole or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    """Write a module's state dict as safetensors, whole or not at all; what has two names, under the first."""
+    seen: set[object] = set()
+    state = {}
+    for name, value in module.state_dict().items():
+        place = (value.data_ptr(), value.shape) if value.numel() else name
+        if place not in seen:
+            seen.add(place)
+            state[name] = value.detach().cpu().contiguous()
     write_atomically(path, save(state))
 
 

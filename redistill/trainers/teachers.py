@@ -12,6 +12,7 @@ from redistill.config.settings import RecipeConfig, TeacherConfig
 from redistill.distillation import MAIN
 from redistill.internal import seeding
 from redistill.models import load_model
+from redistill.models.weights import split_key
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import save_weights
 from redistill.trainers.experiment import Experiment
@@ -34,21 +35,23 @@ def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: 
     The weights are written to the teacher's `weights`, or into the folder; a teacher whose training was stopped
     continues where it was.
     """
-    path = Path(teacher.weights).expanduser() if teacher.weights is not None else folder / WEIGHTS
-    source: str | Path | None = teacher.weights if teacher.weights in ("pretrained", "random") else path
-    if teacher.recipe is not None and source == path and not path.is_file():
+    recipe, weights = teacher.recipe, teacher.weights
+    if recipe is None or weights in ("pretrained", "random"):
+        return _load(experiment, teacher.model, weights)
+    path = split_key(weights)[0] if weights is not None else folder / WEIGHTS
+    if not path.is_file():
         if teacher.augmentation is not None:
             experiment = experiment.augmented(teacher.augmentation)
-        train_teacher(experiment, teacher.model, teacher.recipe, folder, path)
-    elif teacher.recipe is None and teacher.weights is None:
-        source = None
-    return _load(experiment, teacher.model, source)
+        train_teacher(experiment, teacher, recipe, folder, path)
+    return _load(experiment, teacher.model, weights or path)
 
 
-def train_teacher(experiment: Experiment[Any], spec: str, recipe: RecipeConfig, folder: Path, path: Path) -> None:
-    """Train a teacher from scratch by its recipe, and write its weights."""
-    config = experiment.config
-    model = _load(experiment, spec, "random")
+def train_teacher(
+    experiment: Experiment[Any], teacher: TeacherConfig, recipe: RecipeConfig, folder: Path, path: Path
+) -> None:
+    """Train a teacher by its recipe, from scratch or from its `start`, and write its weights."""
+    config, spec = experiment.config, teacher.model
+    model = _load(experiment, spec, teacher.start or "random")
     logger.info("training the teacher %s into %s", spec, path)
     loop = Loop(experiment.make_task(model), recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=bool(loop.checkpoints.all()))
