@@ -20,10 +20,13 @@ TABLES = {
     "unets": "UNet denoisers, ours and diffusers', at several budgets",
     "sampling": "64 images by DDIM-50, teacher against 4x student, in turn",
     "arena": "the arena that ExecuTorch plans, byte by byte, and the file run (needs redistill[export])",
+    "zoo": "networks of public libraries, each transformed and checked in a process of its own (zoo --help)",
     "latency": "teachers and students at 4x called in turn, with the spread of the ratios",
 }
 NARROWED = ("coverage", "arena")
 """Tables of which a part can be asked for."""
+COMMANDS = ("zoo",)
+"""Tables with options of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("names", nargs="*", help=f"{', '.join(NARROWED)}: only models whose name contains one of these")
-    given = parser.parse_args(arguments)
+    given, options = parser.parse_known_args(arguments)
+    if given.table in COMMANDS:
+        return int(import_module(f"redistill.evidence.{given.table}").main([*given.names, *options]))
+    if options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
     started = time.perf_counter()
     warnings.filterwarnings("ignore", module="torchvision|diffusers")
     make_table = import_module(f"redistill.evidence.{given.table}").run

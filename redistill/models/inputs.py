@@ -63,6 +63,8 @@ def _default_sides(spec: ModelSpec, model: Any) -> Shape:
     candidates = [spec.arguments.get(keyword) for keyword in _SIDE_KEYWORDS]
     if spec.provider == "timm":
         candidates.append(model.pretrained_cfg.get("input_size"))
+    if spec.provider == "transformers":
+        candidates.append(getattr(model.config, "image_size", None))
     if spec.provider == "diffusers":
         candidates.append(model.model.config.get("sample_size"))
     candidates += [_SIDES.get(spec.target), _DEFAULT_SIDE]

@@ -1,4 +1,4 @@
-"""Who builds a model: torchvision, timm, diffusers, this library, or any function that can be imported."""
+"""Who builds a model: a library that is known here, this one, or any function that can be imported."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from redistill.models.wrappers import wrap_diffusers
 OWN_MODELS: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyType(
     {"ddpm_unet": DDPMUNet, **STRIDED_MODELS, **CIFAR_RESNETS}
 )
+
+_EXTRAS = ("timm", "diffusers")
 
 # Their auxiliary heads run in training only, so that the train graph would differ; their initialisation takes minutes.
 _WITH_AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
@@ -89,6 +91,23 @@ def _build_diffusers(spec: ModelSpec, pretrained: str | None) -> object:
     return wrap_diffusers(model)
 
 
+def _build_transformers(spec: ModelSpec, pretrained: str | None) -> object:
+    transformers = import_package("transformers")
+    model_class = getattr(transformers, spec.name, None)
+    configuration = getattr(model_class, "config_class", None)
+    if model_class is None or configuration is None:
+        raise ModelError(f"transformers has no model class {spec.name!r}{_suggest(spec.name, dir(transformers))}")
+    return _call(spec, model_class, {"config": _call(spec, configuration, spec.arguments)})
+
+
+def _build_ultralytics(spec: ModelSpec, pretrained: str | None) -> object:
+    """A network described by one of ultralytics' YAML files; a ``.pt`` file would be looked for, and fetched."""
+    if not spec.name.endswith((".yaml", ".yml")):
+        raise ModelError(f"{spec.target} is no description; name a YAML file, for example ultralytics:yolov8n.yaml")
+    ultralytics = import_package("ultralytics")
+    return _call(spec, ultralytics.YOLO, {"model": spec.name, **spec.arguments}).model
+
+
 def _build_own(spec: ModelSpec, pretrained: str | None) -> object:
     _check_name(spec, OWN_MODELS)
     return _call(spec, OWN_MODELS[spec.name], spec.arguments)
@@ -111,7 +130,14 @@ def _build_imported(spec: ModelSpec, pretrained: str | None) -> object:
 
 
 _PROVIDERS: MappingProxyType[str, Callable[[ModelSpec, str | None], object]] = MappingProxyType(
-    {"torchvision": _build_torchvision, "timm": _build_timm, "diffusers": _build_diffusers, "redistill": _build_own}
+    {
+        "torchvision": _build_torchvision,
+        "timm": _build_timm,
+        "diffusers": _build_diffusers,
+        "transformers": _build_transformers,
+        "ultralytics": _build_ultralytics,
+        "redistill": _build_own,
+    }
 )
 
 
@@ -126,7 +152,8 @@ def import_package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            raise ModelError(f"{package} is not installed; pip install redistill[{package}]") from None
+            extra = f"redistill[{package}]" if package in _EXTRAS else package
+            raise ModelError(f"{package} is not installed; pip install {extra}") from None
         raise ModelError(f"cannot import {package}: {_one_line(error)}; reinstall it") from error
 
 

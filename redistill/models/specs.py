@@ -11,9 +11,12 @@ import yaml
 
 from redistill.errors import ModelError
 
-EXAMPLE = "torchvision:resnet50, timm:NAME, diffusers:CLASS, redistill:NAME or package.module:function"
+EXAMPLE = (
+    "torchvision:resnet50, timm:NAME, diffusers:CLASS, transformers:CLASS, ultralytics:NAME.yaml, redistill:NAME or "
+    "package.module:function"
+)
 
-PROVIDERS = ("torchvision", "timm", "diffusers", "redistill")
+PROVIDERS = ("torchvision", "timm", "diffusers", "transformers", "ultralytics", "redistill")
 
 _WEIGHT_KEYWORDS = {
     "weights",
@@ -79,13 +82,14 @@ def _parse_keyword(spec: str, item: str) -> tuple[str, Any]:
     keyword, equals, text = item.partition("=")
     if not keyword.isidentifier() or not equals or not text:
         raise ModelError(f"{spec}: cannot read {item!r}; write keyword=value (null for none)")
-    if keyword in _WEIGHT_KEYWORDS:
-        raise ModelError(
-            f"{spec}: {keyword!r} is no keyword of a spec; give weights='pretrained' or a file's path instead"
-        )
     try:
-        return keyword, yaml.load(text, Loader=_LiteralLoader)
+        value = yaml.load(text, Loader=_LiteralLoader)
     except yaml.YAMLError:
         raise ModelError(
             f"{spec}: cannot read the value of {item!r}; write a number, true, null, [a, list] or text"
         ) from None
+    if keyword in _WEIGHT_KEYWORDS and value:  # false and null ask for none, which some builders must be told
+        raise ModelError(
+            f"{spec}: {keyword!r} is no keyword of a spec; give weights='pretrained' or a file's path instead"
+        )
+    return keyword, value

@@ -1,0 +1,88 @@
+"""A trial: one network transformed at 2x, or at the mildest budget that its plans have, and all of it checked."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from redistill import InfeasibleBudgetError, RedistillError, Student, measure, profile
+from redistill.compiler.analysis import Analysis, analyze
+from redistill.compiler.pipeline import make_student, provenance
+from redistill.errors import ModelError
+from redistill.evidence.verification import verify
+from redistill.evidence.zoo.catalogue import Entry, build
+from redistill.evidence.zoo.results import Row
+
+ASKED = "2x"
+
+
+def try_network(entry: Entry) -> dict[str, object]:
+    """The row of one network, as plain data; whatever goes wrong is in it."""
+    warnings.filterwarnings("ignore")
+    row = Row(entry.library, entry.name)
+    try:
+        model, inputs = build(entry)
+    except Exception as error:  # the library's own builder: not what is tried here
+        row.outcome, row.reason = "not built", _one_line(error)
+        return asdict(row)
+    row.convolutions = sum(isinstance(m, _ConvNd) for m in model.modules())
+    try:
+        _transform(row, model, inputs)
+    except RedistillError as error:
+        row.outcome, row.reason = "refused", _one_line(error)
+    except MemoryError as error:
+        row.outcome, row.reason = "out of memory", _one_line(error)
+    except Exception as error:
+        row.outcome, row.reason = "crashed", f"{_one_line(error)} ({_place(error)})"
+    return asdict(row)
+
+
+def _transform(row: Row, model: nn.Module, inputs: Any) -> None:
+    started = time.process_time()
+    try:
+        analysis = analyze(model, inputs)
+        row.traced = True
+        student = _mildest(row, model, analysis)
+    finally:
+        row.seconds = round(time.process_time() - started, 2)
+    row.planned = True
+    row.factors = ",".join(map(str, student.record.plan.factors))
+    row.ratio = round(student.record.teacher_profile.peak_bytes / student.record.plan.peak_bytes, 2)
+    row.taps = len(student.record.taps)
+    problem = verify(model, student, analysis)
+    row.outcome, row.reason = ("wrong", problem) if problem else ("verified", "")
+    predicted = profile(student, analysis.inputs, "graph").peak_bytes
+    row.difference = measure(student.eval(), analysis.inputs) - predicted
+
+
+def _mildest(row: Row, model: nn.Module, analysis: Analysis) -> Student:
+    """The student at the reduction asked for; where that is out of reach, at any."""
+    try:
+        row.budget = ASKED
+        return make_student(analysis, provenance(model, analysis, ASKED), "macs")
+    except InfeasibleBudgetError as error:
+        row.reason = _one_line(error)
+    row.budget = "any"
+    below = f"{analysis.profile.peak_bytes - 1}B"
+    return make_student(analysis, provenance(model, analysis, below), "macs")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:600]
+    return (
+        text
+        if isinstance(error, RedistillError) and not isinstance(error, ModelError)
+        else f"{type(error).__name__}: {text}"
+    )
+
+
+def _place(error: BaseException) -> str:
+    """The deepest frame of this library."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/redistill/" in f.filename]
+    return f"{frames[-1].filename.rpartition('/redistill/')[2]}:{frames[-1].lineno}" if frames else "elsewhere"

@@ -1,0 +1,68 @@
+import signal
+
+import pytest
+import torch
+
+from redistill.errors import ModelError
+from redistill.evidence.zoo import catalogue, isolation
+from redistill.evidence.zoo.results import Results, Row, listing, summary
+from redistill.evidence.zoo.trial import try_network
+
+ONE_SECOND = isolation.Limits(1, 32 * 2**30)
+
+
+def test_a_networks_row_says_what_was_found():
+    row = Row(**try_network(catalogue.Entry("torchvision", "torchvision:squeezenet1_1")))
+    assert (row.outcome, row.budget, row.difference) == ("verified", "2x", 0)
+    assert row.ratio >= 2
+    assert row.seconds > 0
+
+
+def test_a_network_without_convolutions_is_refused_with_a_reason():
+    row = Row(**try_network(catalogue.Entry("torch", "torch.nn:Linear?in_features=4&out_features=2", "2x4")))
+    assert (row.outcome, row.convolutions, row.planned) == ("refused", 0, False)
+    assert row.reason
+
+
+def test_a_builder_that_fails_is_not_counted_against_the_library():
+    row = Row(**try_network(catalogue.Entry("torch", "torch.nn:Linear", "2x4")))
+    assert row.outcome == "not built"
+
+
+@pytest.mark.parametrize("library", catalogue.libraries())
+def test_each_library_names_networks_once_and_inputs_that_can_be_read(library):
+    found = list(catalogue.entries(library))
+    assert len(found) > 10
+    assert len({e.name for e in found}) == len(found)
+    assert all(catalogue.read_inputs(e.inputs) for e in found if e.inputs)
+
+
+def test_inputs_as_text():
+    image, step = catalogue.read_inputs("1x3x8x8 i2")
+    assert (image.shape, step.dtype) == ((1, 3, 8, 8), torch.int64)
+    assert catalogue.read_inputs("x=2x4 mask=1").keys() == {"x", "mask"}
+    assert [x.shape for x in catalogue.read_inputs("[3x8x8]")[0]] == [(3, 8, 8)]
+    with pytest.raises(ModelError, match="cannot read"):
+        catalogue.read_inputs("1x3,8")
+
+
+def test_an_unknown_library_is_refused_with_those_there_are():
+    with pytest.raises(ModelError, match="torchvision"):
+        catalogue.select(["torchvison"], None, None)
+
+
+def test_what_kills_a_process_is_its_row_not_ours():
+    assert isolation.call(abs, -3, ONE_SECOND).result == 3
+    assert isolation.call(signal.raise_signal, signal.SIGSEGV, ONE_SECOND).death == "SIGSEGV"
+    assert isolation.call(max, range(10**12), ONE_SECOND).death == "out of time"
+
+
+def test_rows_are_kept_and_found_again_after_a_cut_line(tmp_path):
+    Results(tmp_path).add(Row("timm", "a", "verified", convolutions=2, budget="2x", difference=0, seconds=1.5))
+    Results(tmp_path).add(Row("timm", "b", "refused", convolutions=1, reason="so | it is"))
+    with (tmp_path / "zoo.jsonl").open("a") as file:
+        file.write('{"library": "timm", "netw')
+    rows = list(Results(tmp_path).rows.values())
+    assert [row.network for row in rows] == ["a", "b"]
+    assert "of 2 networks with convolutions 1 are verified" in str(summary(rows))
+    assert "so / it is" in str(listing(rows))
