@@ -1,95 +1,67 @@
-"""Several methods at once: the registry, and the weighted sum of their losses."""
+"""Several methods at once: the weighted sum of their losses."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from redistill.distillation.method import DistillationMethod, Losses, Need, Outputs, Targets, TrainingSet
-from redistill.distillation.methods.ab import AB
-from redistill.distillation.methods.at import AT
-from redistill.distillation.methods.cc import CC
-from redistill.distillation.methods.crd import CRD
-from redistill.distillation.methods.dkd import DKD
-from redistill.distillation.methods.fitnet import FitNet
-from redistill.distillation.methods.fsp import FSP
-from redistill.distillation.methods.ft import FT
-from redistill.distillation.methods.kd import KD
-from redistill.distillation.methods.kdsvd import KDSVD
-from redistill.distillation.methods.mlld import MLLD
-from redistill.distillation.methods.mse import MSE
-from redistill.distillation.methods.nst import NST
-from redistill.distillation.methods.ofd import OFD
-from redistill.distillation.methods.pkt import PKT
-from redistill.distillation.methods.red import RED
-from redistill.distillation.methods.reentry import Reentry
-from redistill.distillation.methods.reviewkd import ReviewKD
-from redistill.distillation.methods.rkd import RKD
-from redistill.distillation.methods.sp import SP
-from redistill.distillation.methods.stage import Stage
-from redistill.distillation.methods.vid import VID
+from redistill.distillation.registry import Methods, as_mapping, create
+from redistill.distillation.share import MAIN, Share
 from redistill.errors import ConfigError
-from redistill.internal.suggestions import suggest
-
-_OURS: tuple[type[DistillationMethod], ...] = (RED, Stage, KD, MSE, Reentry)
-_FEATURES: tuple[type[DistillationMethod], ...] = (FitNet, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD, KDSVD)
-_LATER: tuple[type[DistillationMethod], ...] = (OFD, ReviewKD, DKD, MLLD)
-
-METHODS: Mapping[str, type[DistillationMethod]] = {method.name: method for method in (*_OURS, *_FEATURES, *_LATER)}
-"""Every method by its name."""
-
-COMMON_OPTIONS = ("weight", "warmup")
-
-MAIN = "teacher"
-"""The name of the first teacher."""
 
 Teachers = Outputs | Mapping[str, Outputs]
 """What one teacher shows, or several by name."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """A method's part in the sum: its weight, and the epochs over which the weight rises from 0."""
-
-    weight: float
-    warmup: float = 0.0
-
-    def at(self, epoch: float) -> float:
-        """The weight after so many epochs, which may be a fraction."""
-        return self.weight if epoch >= self.warmup else self.weight * epoch / self.warmup
-
-
-@dataclass(frozen=True)
 class Part:
-    """One method at work: its label, the method, its share, and the teacher it listens to."""
+    """One method at work, and its share in the sum."""
 
-    label: str
     method: DistillationMethod
     share: Share
-    teacher: str
+
+    @property
+    def label(self) -> str:
+        """The method's name, with the teacher's where it is not the first: ``kd``, ``kd@large``."""
+        teacher = self.share.teacher
+        return self.method.name if teacher == MAIN else f"{self.method.name}@{teacher}"
 
 
 class Distillation(nn.Module):
     """Methods and their shares. It owns their helper parameters and nothing of the networks.
 
-    A label is a method's name, or `method@teacher` for one of several teachers; the same method may listen to each.
+    Args:
+        methods: ``"red+kd"``; ``{"kd": {"temperature": 2.0, "weight": 0.9}}``; or a list of words, classes and objects
+            (one's own, derived from :class:`DistillationMethod`). ``"kd@NAME"`` listens to one of several teachers; the
+            same method may listen to each.
+
     Losses are computed in float32 whatever the networks' precision: Gram matrices and logarithms need it.
+
+    Raises:
+        ConfigError: an unknown method or option; the message suggests the nearest.
+
+    Example:
+        >>> Distillation({"kd": {"temperature": 2.0}}).needs
+        frozenset({<Need.LOGITS: 'logits'>})
     """
 
-    def __init__(self, methods: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, methods: Methods = ()) -> None:
         super().__init__()
         self.parts: list[Part] = []
         self.methods = nn.ModuleDict()
-        for label, options in (methods or {}).items():
-            name, _, teacher = label.partition("@")
-            method, share = create(name, options)
-            self.methods[label] = method
-            self.parts.append(Part(label, method, share, teacher or MAIN))
+        for asked, options in as_mapping(methods).items():
+            word, _, teacher = asked.partition("@") if isinstance(asked, str) else (asked, "", "")
+            self._add(Part(*create(word, {"teacher": teacher or MAIN, **options})))
+
+    def _add(self, part: Part) -> None:
+        if part.label in self.methods:
+            raise ConfigError(f"distillation: {part.label} is asked for twice; give one of them a name of its own")
+        self.methods[part.label] = part.method
+        self.parts.append(part)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -101,7 +73,7 @@ class Distillation(nn.Module):
         """The teachers listened to, and what is read of each."""
         found: dict[str, frozenset[Need]] = {}
         for part in self.parts:
-            found[part.teacher] = found.get(part.teacher, frozenset()) | part.method.needs
+            found[part.share.teacher] = found.get(part.share.teacher, frozenset()) | part.method.needs
         return found
 
     @property
@@ -113,7 +85,7 @@ class Distillation(nn.Module):
         """Create every method's helpers for the shapes of these example outputs."""
         by_name = _by_name(teachers)
         for part in self.parts:
-            part.method.build(student, by_name[part.teacher], training_set)
+            part.method.build(student, by_name[part.share.teacher], training_set)
 
     def forward(self, student: Outputs, teachers: Teachers, targets: Targets, epoch: float = 0.0) -> Losses:
         """The weighted losses of all methods, by "method/place"."""
@@ -142,25 +114,11 @@ class Distillation(nn.Module):
         ours = in_float32(student)
         theirs = {name: in_float32(outputs) for name, outputs in _by_name(teachers).items()}
         for part in self.parts:
-            yield part, ours, theirs[part.teacher]
+            yield part, ours, theirs[part.share.teacher]
 
 
 def _by_name(teachers: Teachers) -> Mapping[str, Outputs]:
     return {MAIN: teachers} if isinstance(teachers, Outputs) else teachers
-
-
-def create(name: str, options: Mapping[str, Any]) -> tuple[DistillationMethod, Share]:
-    """A method by name, with its options and share; errors name the nearest known word."""
-    if name not in METHODS:
-        raise ConfigError(f"distillation: there is no method {name!r}{suggest(name, METHODS)}")
-    kind = METHODS[name]
-    known = [*COMMON_OPTIONS, *inspect.signature(kind).parameters]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"distillation: {name} has no option {option!r}{suggest(option, known)}")
-    own = {option: value for option, value in options.items() if option not in COMMON_OPTIONS}
-    share = Share(float(options.get("weight", kind.weight)), float(options.get("warmup", 0.0)))
-    return kind(**own), share
 
 
 def in_float32(outputs: Outputs) -> Outputs:

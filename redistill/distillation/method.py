@@ -10,7 +10,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,16 +98,23 @@ class DistillationMethod(nn.Module, ABC):
     """Base of every method. Options are keyword arguments of the constructor; shapes come later, with :meth:`build`.
 
     Class attributes:
-        name: the key in the registry and in configurations.
+        name: the word that asks for it, and the label of its losses; by default the class's name in small letters.
         needs: what must be present in the outputs and targets.
+        paper: where it was published.
         weight: the published weight of the loss beside the cross-entropy.
         two_stage: whether :meth:`initialise` has losses of its own for a first stage of training.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[Need]]
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.LOGITS})
+    paper: ClassVar[str] = ""
     weight: ClassVar[float] = 1.0
     two_stage: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
 
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
         """Create helper parameters for the shapes of these example outputs, or say why the method cannot apply."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from redistill.distillation.features import Feature, FeatureKind, Nodes
 from redistill.errors import TapError
 from redistill.planning.stages import Stage, find_stages
 from redistill.student import Student, with_outputs
 from redistill.tracing.capture import capture
-
-BEFORE_ACTIVATION = "preactivation:"
 
 
 def is_architecture_of(student: Student, teacher: nn.Module) -> bool:
@@ -31,36 +28,47 @@ def _is_like(weight: Tensor, origin: Tensor) -> bool:
     return weight.shape == origin.shape or weight.shape[0] % origin.shape[0] == 0
 
 
-def pair_by_grid(student: Student, teacher: nn.Module, features: Mapping[str, str], output: bool) -> GraphModule:
-    """The teacher showing its own maps of equal height and width, under the names of the student's taps and features.
+def capture_like(student: Student, teacher: nn.Module) -> GraphModule:
+    """The teacher's graph, over its own weights, on inputs like the student's."""
+    return capture(teacher, example_inputs(student, teacher), check=False).graph_module
 
-    Of several teacher stages with one grid the deepest counts. What finds no equal grid is not shown.
+
+def pair_by_grid(student: Student, teacher: nn.Module, nodes: Nodes) -> tuple[GraphModule, dict[Feature, str]]:
+    """The teacher's graph, and its own nodes of equal height and width for the student's features ``nodes``.
+
+    Of several teacher stages with one grid the deepest counts. What finds no equal grid is left out.
 
     Raises:
         TapError: none of the student's maps has the grid of any teacher stage.
     """
-    inputs = _example(student)
-    captured = capture(teacher, inputs, check=False).graph_module
-    stages = {stage.grid: stage for stage in find_stages(captured, inputs).stages if not stage.boundary}
-    places = {name: _node(stages[grid], name) for name, grid in _grids(student, features).items() if grid in stages}
-    if not places and (features or student.taps):
-        grids = ", ".join(f"{height}x{width}" for height, width in stages)
-        raise TapError(f"no map of the student has a grid of {type(teacher).__name__} ({grids}); choose another plan")
-    return with_outputs(captured, places, output)
+    graph = capture_like(student, teacher)
+    partition = find_stages(graph, example_inputs(student, teacher))
+    stages = {stage.grid: stage for stage in partition.stages if not stage.boundary}
+    found = {
+        feature: _node(stages[grid], feature) for feature, grid in _grids(student, nodes).items() if grid in stages
+    }
+    if not found:
+        known = ", ".join(f"{height}x{width}" for height, width in stages)
+        raise TapError(f"no map of the student has a grid of {type(teacher).__name__} ({known}); choose another plan")
+    return graph, found
 
 
-def _grids(student: Student, features: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Height and width of the student's taps and features."""
+def _grids(student: Student, nodes: Nodes) -> dict[Feature, tuple[int, int]]:
+    """Height and width of the student's features."""
+    module = with_outputs(student, {node: node for node in nodes.values()})
     training = student.training
     with torch.no_grad():
-        _, maps = student.eval().tapped(features)(*_example(student))
+        student.eval()
+        _, maps = module.eval()(*example_inputs(student, student))
     student.train(training)
-    return {name: (value.shape[-2], value.shape[-1]) for name, value in maps.items()}
+    return {feature: (maps[node].shape[-2], maps[node].shape[-1]) for feature, node in nodes.items()}
 
 
-def _example(student: Student) -> tuple[Tensor, ...]:
-    return tuple(spec.example() for spec in student.record.provenance.inputs)
+def example_inputs(student: Student, network: nn.Module) -> tuple[Tensor, ...]:
+    """Zeros like the inputs that the student was made for, where the network is."""
+    device = next((p.device for p in network.parameters()), None)
+    return tuple(spec.example().to(device) for spec in student.record.provenance.inputs)
 
 
-def _node(stage: Stage, name: str) -> str:
-    return stage.pre_activation if name.startswith(BEFORE_ACTIVATION) else stage.output
+def _node(stage: Stage, feature: Feature) -> str:
+    return stage.pre_activation if feature.kind is FeatureKind.PREACTIVATION else stage.output

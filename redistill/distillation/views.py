@@ -1,97 +1,100 @@
-"""How a task sees a network: inputs go in, :class:`Outputs` come out, and nothing is computed that no one needs.
+"""How a network is seen: inputs go in, :class:`Outputs` come out, and nothing is computed that no one needs.
 
 Inputs are what the network takes: images [B, C, H, W], for denoisers also timesteps [B] and perhaps labels [B].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from redistill.distillation import Need, Outputs
-from redistill.distillation.pairing import is_architecture_of, pair_by_grid
-from redistill.student import Student
+from redistill.distillation.features import Nodes, as_outputs, student_nodes, teacher_nodes
+from redistill.distillation.method import Need, Outputs
+from redistill.distillation.pairing import capture_like, is_architecture_of, pair_by_grid
+from redistill.errors import ConfigError
+from redistill.student import Student, with_outputs
 
-STAGE, PREACTIVATION, REENTRY = "stage:", "preactivation:", "reentry:"
+SEEN_FROM_OUTSIDE = frozenset({Need.LOGITS, Need.HARD_LABELS, Need.INDICES})
+"""What can be known of a network without looking inside."""
 
 
-class StudentView:
-    """The student with its taps and features as outputs of the graph; gradients flow through all of them."""
+class View:
+    """A network whose output is seen, and where ``nodes`` are given, these too; gradients flow through all of them.
 
-    def __init__(self, student: Student, needs: frozenset[Need]) -> None:
-        self.module: nn.Module = student.tapped(features=wanted_nodes(student, needs))
+    Args:
+        module: any network; with ``nodes`` one whose forward yields ``(output, {node: map})``.
+        nodes: the features by their nodes.
+    """
+
+    def __init__(self, module: nn.Module, nodes: Nodes | None = None) -> None:
+        self.module, self.nodes = module, nodes
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Run the student."""
-        return sort_outputs(*self.module(*inputs))
+        """Run the network."""
+        return self.sort(self.module(*inputs))
+
+    def sort(self, found: Any) -> Outputs:
+        """What the module gave, by kind."""
+        output, maps = (found, {}) if self.nodes is None else found
+        return as_outputs(output, maps, self.nodes or {})
 
 
-class TeacherView:
-    """A frozen teacher, run only as deep as some tap, feature or logit needs, under inference mode.
+class FrozenView(View):
+    """A frozen teacher, run under inference mode.
 
     What it gives are copies made outside of inference mode, which a student's backward pass may keep.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Run the teacher, without a gradient."""
         with torch.inference_mode():
-            output, maps = self.module(*inputs)
-        logits = None if output is None else output.clone()
-        return sort_outputs(logits, {name: value.clone() for name, value in maps.items()})
+            found = self.module(*inputs)
+        return self.sort(_copied(found))
 
 
-def view_teacher(student: Student, teacher: nn.Module, needs: frozenset[Need]) -> TeacherView:
-    """The teacher as the student's methods see it; of another architecture it is seen through nodes of equal grids."""
+def _copied(found: Any) -> Any:
+    if isinstance(found, Tensor):
+        return found.clone()
+    if isinstance(found, tuple):
+        return tuple(map(_copied, found))
+    return {name: _copied(value) for name, value in found.items()} if isinstance(found, dict) else found
+
+
+def view_student(student: nn.Module, needs: frozenset[Need]) -> View:
+    """The student with what is needed of it as outputs of its graph.
+
+    Raises:
+        ConfigError: something inside of a network that is not a :class:`~redistill.Student`.
+    """
+    if isinstance(student, Student):
+        nodes = student_nodes(student, needs)
+        if not nodes:
+            return View(student)
+        return View(with_outputs(student, {node: node for node in nodes.values()}), nodes)
+    inside = sorted(need.value for need in needs - SEEN_FROM_OUTSIDE)
+    if inside:
+        raise ConfigError(
+            f"methods that read {', '.join(inside)} need a student made by redistill.transform, not a "
+            f"{type(student).__name__}; make one (in an experiment: set student.budget, student.factors or "
+            "student.folder), or use kd, dkd, mlld or mse"
+        )
+    return View(student)
+
+
+def view_teacher(student: nn.Module, teacher: nn.Module, needs: frozenset[Need]) -> View:
+    """The teacher as the student's methods see it, frozen, and run only as deep as some of them needs.
+
+    A teacher of another architecture is seen through nodes of equal grids.
+    """
     teacher.eval().requires_grad_(False)
-    output = Need.LOGITS in needs
+    wanted = student_nodes(student, needs) if isinstance(student, Student) else {}
+    if not isinstance(student, Student) or not wanted:
+        return FrozenView(teacher)
     if is_architecture_of(student, teacher):
-        return TeacherView(student.teacher_tapped(teacher, features=wanted_nodes(student, needs), output=output))
-    return TeacherView(pair_by_grid(student, teacher, wanted_nodes(student, needs), output))
-
-
-class PlainView:
-    """Any network of which only the output is seen."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, *inputs: Tensor) -> Outputs:
-        """Run the network."""
-        return Outputs(logits=self.module(*inputs))
-
-
-View = Callable[..., Outputs]
-
-
-def wanted_nodes(student: Student, needs: frozenset[Need]) -> dict[str, str]:
-    """Graph nodes to be shown besides the taps, by the names under which they come out."""
-    nodes: dict[str, str] = {}
-    stages = [stage for stage in student.stages if not stage.boundary]
-    if needs & {Need.STAGES, Need.POOLED}:
-        nodes |= {f"{STAGE}{stage.name}": stage.output for stage in stages}
-    if Need.PREACTIVATIONS in needs:
-        nodes |= {f"{PREACTIVATION}{stage.name}": stage.pre_activation for stage in stages}
-    if Need.REENTRY in needs and student.reentry is not None:
-        nodes[REENTRY] = student.reentry
-    return nodes
-
-
-def sort_outputs(logits: Tensor | None, maps: Mapping[str, Tensor]) -> Outputs:
-    """A graph's output and named maps as :class:`Outputs`."""
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in maps.items() if name.startswith(prefix)}
-
-    prefixes = (STAGE, PREACTIVATION, REENTRY)
-    return Outputs(
-        logits=logits,
-        taps={name: value for name, value in maps.items() if not name.startswith(prefixes)},
-        stages=under(STAGE),
-        preactivations=under(PREACTIVATION),
-        reentry=maps.get(REENTRY),
-    )
+        graph, nodes = capture_like(student, teacher), teacher_nodes(student, needs)
+    else:
+        graph, nodes = pair_by_grid(student, teacher, wanted)
+    shown = {node: node for node in nodes.values()}
+    return FrozenView(with_outputs(graph, shown, output=Need.LOGITS in needs), nodes)

@@ -14,14 +14,14 @@ from redistill.config.settings import DistillationConfig, TargetsConfig
 from redistill.data.datasets import DataSets
 from redistill.distillation import Distillation, Losses, Need, Targets
 from redistill.errors import ConfigError
-from redistill.trainers.task import Batch, Lessons, Task
+from redistill.trainers.task import Batch, Task
 
 
 class ClassifierTask(Task):
     """A network that learns labels, and a teacher's answers where there is one.
 
     Args:
-        network, data, config, lessons: as :class:`Task` takes them.
+        network, data, config: as :class:`Task` takes them.
         targets: how labels are smoothed and blended.
     """
 
@@ -33,9 +33,8 @@ class ClassifierTask(Task):
         data: DataSets,
         targets: TargetsConfig,
         config: DistillationConfig | None = None,
-        lessons: Lessons | None = None,
     ) -> None:
-        super().__init__(network, data, config, lessons)
+        super().__init__(network, data, config)
         self.smoothing = targets.label_smoothing
         self.blend = make_blend(targets, data.classes)
         check_targets(targets, self.distillation)

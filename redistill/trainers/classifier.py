@@ -29,7 +29,6 @@ from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.int8 import check_float_modules, check_int8, quantize_student, render_int8
 from redistill.trainers.loop import Loop
 from redistill.trainers.running import run
-from redistill.trainers.task import Lessons
 
 
 class ClassifierExperiment(Experiment[ClassifierConfig]):
@@ -39,9 +38,9 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
         """The images themselves, [B, C, H, W]."""
         return (torch.stack([item["inputs"] for item in self.data.calibration.__getitems__(indices)]),)
 
-    def make_task(self, network: nn.Module, lessons: Lessons | None = None) -> ClassifierTask:
-        """Cross-entropy, and distillation where there are lessons."""
-        return ClassifierTask(network, self.data, self.config.targets, self.config.distillation, lessons)
+    def make_task(self, network: nn.Module) -> ClassifierTask:
+        """Cross-entropy, and distillation where there are teachers."""
+        return ClassifierTask(network, self.data, self.config.targets, self.config.distillation)
 
     def check(self, model: nn.Module, name: str) -> None:
         """Refuse a model that does not predict as many classes as the data set has."""

@@ -29,7 +29,6 @@ from redistill.trainers.command import Command
 from redistill.trainers.denoising import CLASS_METHODS, DenoiserTask, draw_by_index
 from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.running import run
-from redistill.trainers.task import Lessons
 
 
 class DenoiserExperiment(Experiment[DenoiserConfig]):
@@ -45,10 +44,10 @@ class DenoiserExperiment(Experiment[DenoiserConfig]):
         labels = torch.tensor([item["labels"] for item in items])
         return (noisy, timestep, labels) if self.config.diffusion.conditional else (noisy, timestep)
 
-    def make_task(self, network: nn.Module, lessons: Lessons | None = None) -> DenoiserTask:
-        """The error of the prediction, and distillation where there are lessons."""
+    def make_task(self, network: nn.Module) -> DenoiserTask:
+        """The error of the prediction, and distillation where there are teachers."""
         config = self.config
-        return DenoiserTask(network, self.data, config.diffusion, config.sampling, config.distillation, lessons)
+        return DenoiserTask(network, self.data, config.diffusion, config.sampling, config.distillation)
 
     def check(self, model: nn.Module, name: str) -> None:
         """Refuse a model that does not take these images and timesteps, or predicts another shape."""

@@ -15,7 +15,7 @@ from redistill.diffusion import sample, training_target
 from redistill.distillation import Distillation, Losses, Targets
 from redistill.errors import ConfigError
 from redistill.internal import seeding
-from redistill.trainers.task import Batch, Lessons, Task
+from redistill.trainers.task import Batch, Task
 
 CLASS_METHODS = frozenset({"kd", "dkd", "mlld"})
 """Methods that compare class probabilities."""
@@ -30,7 +30,7 @@ class DenoiserTask(Task):
     image that is measured are a function of its index, so that measurements can be compared.
 
     Args:
-        network, data, config, lessons: as :class:`Task` takes them.
+        network, data, config: as :class:`Task` takes them.
         diffusion: the noise, and what is predicted.
         sampling: the images that are drawn to be looked at.
     """
@@ -45,9 +45,8 @@ class DenoiserTask(Task):
         diffusion: DiffusionConfig,
         sampling: SamplingConfig,
         config: DistillationConfig | None = None,
-        lessons: Lessons | None = None,
     ) -> None:
-        super().__init__(network, data, config, lessons)
+        super().__init__(network, data, config)
         self.diffusion, self.sampling, self.classes = diffusion, sampling, data.classes
         self.schedule = diffusion.make_schedule()
         check_methods(self.distillation)

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from redistill.config.settings import AugmentationConfig, ExperimentConfig
 from redistill.data.datasets import DataSets, open_data
-from redistill.distillation import MAIN, Distillation
+from redistill.distillation import MAIN, Distillation, Distiller
 from redistill.errors import ConfigError
+from redistill.internal import seeding
 from redistill.internal.suggestions import suggest
 from redistill.trainers.loop import Loop
-from redistill.trainers.task import Lessons, Task
+from redistill.trainers.task import Task
 
 Config = TypeVar("Config", bound=ExperimentConfig)
 Row = tuple[str, ...]
+PROBE = 32
+"""Images from which methods learn the shapes of what is shown."""
 
 
 class Experiment(ABC, Generic[Config]):
@@ -45,8 +48,19 @@ class Experiment(ABC, Generic[Config]):
         """What a network is called with for these training images, without augmentation."""
 
     @abstractmethod
-    def make_task(self, network: nn.Module, lessons: Lessons | None = None) -> Task:
-        """The task of a network that learns from the data, and from teachers where there are lessons."""
+    def make_task(self, network: nn.Module) -> Task:
+        """The task of a network that learns from the data, and from teachers too where it is a distiller."""
+
+    def make_distiller(self, student: nn.Module, teachers: Mapping[str, nn.Module]) -> Distiller:
+        """The student beside its teachers, with the methods of the configuration.
+
+        Raises:
+            ConfigError, TapError: as :class:`~redistill.Distiller` does.
+        """
+        methods, data = self.config.distillation.methods, self.data
+        example = self.inputs(range(min(PROBE, len(data.calibration))))
+        with seeding.seeded(self.config.run.seed, "helpers"):
+            return Distiller(student, teachers, methods, example=example, training_set=data.training_set)
 
     @abstractmethod
     def check(self, model: nn.Module, name: str) -> None:

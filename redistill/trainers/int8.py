@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redistill.config.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
 from redistill.distillation import Outputs
-from redistill.distillation.views import sort_outputs
+from redistill.distillation.views import View
 from redistill.errors import ConfigError
 from redistill.internal import seeding
 from redistill.internal.suggestions import suggest
@@ -38,16 +38,14 @@ STEPS = {"post_training": "int8, post-training", "aware": "int8, quantisation-aw
 Figures = dict[str, Any]
 
 
-class FakeQuantizedView:
-    """A fake-quantised network with its taps and features as outputs."""
+class FakeQuantizedView(View):
+    """A fake-quantised network with its features as outputs."""
 
-    def __init__(self, module: FakeQuantized) -> None:
-        self.module = module
+    module: FakeQuantized
 
-    def __call__(self, inputs: Tensor) -> Outputs:
+    def __call__(self, *inputs: Tensor) -> Outputs:
         """Run the network."""
-        found = self.module.tapped(inputs)
-        return sort_outputs(*found) if isinstance(found, tuple) else Outputs(logits=found)
+        return self.sort(self.module.tapped(*inputs))
 
 
 def check_int8(config: ClassifierConfig) -> None:
@@ -88,8 +86,10 @@ def quantize_student(
     figures: Figures = {"post_training": _measure(loop, _with_network(task, program))}
     if asked.epochs:
         network = _fake_quantize(config, task, loop.order.batches, example)
+        view = FakeQuantizedView(network, task.distiller.student_view.nodes)
         learner = _with_network(task, network)
-        learner.show_student, learner.first_stage_epochs = FakeQuantizedView(network), 0
+        learner.learn_by(task.distiller.with_student(network, view))
+        learner.first_stage_epochs = 0
         run = replace(config.run, compile=False, brief=True)
         trained = Loop(learner, rounded_recipe(config), run, folder / FOLDER, config.data.workers)
         trained.run(resume=bool(trained.checkpoints.all()))
@@ -141,8 +141,8 @@ def _fake_quantize(config: ClassifierConfig, task: ClassifierTask, batches: int,
     asked = config.quantization
     passes = asked.epochs * batches * config.recipe.accumulation
     freeze_after = max(1, round((1 - asked.freeze) * passes)) if asked.freeze else None
-    shown: Any = task.show_student
-    return FakeQuantized(shown.module, _batches(config, task), example, asked.float_modules, freeze_after)
+    shown = task.distiller.student_view.module
+    return FakeQuantized(shown, _batches(config, task), example, asked.float_modules, freeze_after)
 
 
 def _batches(config: ClassifierConfig, task: ClassifierTask) -> Iterator[Tensor]:

@@ -23,7 +23,6 @@ from redistill.models.weights import choose_weights
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import sole_writer, write_atomically
 from redistill.trainers.experiment import Experiment
-from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop, Outcome
 from redistill.trainers.record import table
 from redistill.trainers.students import deliver, obtain_student
@@ -48,7 +47,7 @@ def _run(experiment: Experiment[Any], resume: bool) -> dict[str, Any]:
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])
     experiment.check_student(student)
-    task = join(experiment, student, teachers)
+    task = experiment.make_task(experiment.make_distiller(student, teachers))
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
     outcome = loop.run(resume=resume)
     summary = summarise(task, outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import redistill
 from redistill.config.files import find_file
-from redistill.config.settings import StudentConfig
-from redistill.distillation.methods.red import RED
+from redistill.config.settings import DistillationConfig, StudentConfig
+from redistill.distillation import Distillation, Need
 from redistill.errors import ConfigError
 from redistill.internal import seeding
 from redistill.models import load_model
@@ -36,7 +36,7 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
         spec = student.model or config.teacher.model
         inherits = student.start != "scratch" and student.model is None
         origin = teacher if inherits else load_model(spec, student.weights or "random")
-        taps = student.taps or ("auto" if listens_to_taps(config.distillation.methods) else "none")
+        taps = student.taps or ("auto" if listens_to_taps(config.distillation) else "none")
         made = _make(replace(student, taps=taps), spec, origin, example)
     if student.folder is not None:
         return made
@@ -47,9 +47,9 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
     return made
 
 
-def listens_to_taps(methods: Iterable[str]) -> bool:
-    """Whether RED is among the methods; without it a student is spared the blocks."""
-    return any(label.partition("@")[0] == RED.name for label in methods)
+def listens_to_taps(config: DistillationConfig) -> bool:
+    """Whether some method reads taps, as RED does; without one a student is spared the blocks."""
+    return Need.TAPS in Distillation(config.methods).needs
 
 
 def _make(config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:

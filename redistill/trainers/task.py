@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -13,25 +12,9 @@ from torch.utils.data import Dataset
 
 from redistill.config.settings import DistillationConfig
 from redistill.data.datasets import DataSets
-from redistill.distillation import Distillation, Losses, Targets
-from redistill.distillation.views import PlainView, View
+from redistill.distillation import Distiller, Losses, Targets
 
 Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What a student learns by.
-
-    Attributes:
-        student: how the network shows its features.
-        teachers: the frozen teachers by name.
-        distillation: the methods that compare them.
-    """
-
-    student: View
-    teachers: Mapping[str, View] = field(default_factory=dict)
-    distillation: Distillation = field(default_factory=Distillation)
 
 
 class Task(nn.Module, ABC):
@@ -41,16 +24,17 @@ class Task(nn.Module, ABC):
     not registered, hence in no checkpoint.
 
     Args:
-        network: what is trained, averaged, measured and delivered.
+        network: what is trained, averaged, measured and delivered; a :class:`~redistill.Distiller` where it learns
+            from teachers and not from the data alone.
         data: its images; items are dictionaries of tensors and numbers with "inputs".
         config: the weights of the losses.
-        lessons: teachers and methods; by default the network learns from the data alone.
 
     Attributes:
         first_stage_epochs: epochs of a first stage with losses of its own, before the schedule starts.
         skips_parameters: whether some step gives some parameter no gradient.
     """
 
+    distiller: Distiller
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
 
@@ -59,13 +43,9 @@ class Task(nn.Module, ABC):
         network: nn.Module,
         data: DataSets,
         config: DistillationConfig | None = None,
-        lessons: Lessons | None = None,
     ) -> None:
         super().__init__()
-        lessons = lessons or Lessons(PlainView(network))
-        self.network = network
-        self.distillation = lessons.distillation
-        self.show_student, self.show_teachers = lessons.student, dict(lessons.teachers)
+        self.learn_by(network if isinstance(network, Distiller) else Distiller(network))
         self.train_set: Any = data.train
         self.validation_set: Dataset[Batch] = data.validation
         self.test_set: Dataset[Batch] = data.test
@@ -73,6 +53,11 @@ class Task(nn.Module, ABC):
         self.first_stage_epochs = config.first_stage if config is not None and two_stage else 0
         self.skips_parameters = two_stage or self.weight == 0
         self.channels_last = False
+
+    def learn_by(self, distiller: Distiller) -> None:
+        """Train the distiller's student from now on. Its parts are registered, under the names of all checkpoints."""
+        self.network, self.distillation = distiller.student, distiller.distillation
+        self.__dict__["distiller"] = distiller
 
     @abstractmethod
     def forward(self, batch: Batch, epoch: float = 0.0, first_stage: bool = False) -> Losses:
@@ -92,13 +77,11 @@ class Task(nn.Module, ABC):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(device=device)
         self.network.to(memory_format=layout)
-        for view in (self.show_student, *self.show_teachers.values()):
-            module = getattr(view, "module", None)
-            if isinstance(module, nn.Module):
-                module.to(device=device)
-                module.to(memory_format=layout)
-                if compiled:
-                    module.compile()
+        for view in self.distiller.views:
+            view.module.to(device=device)
+            view.module.to(memory_format=layout)
+            if compiled:
+                view.module.compile()
 
     def learn(
         self,
@@ -109,14 +92,10 @@ class Task(nn.Module, ABC):
         first_stage: bool,
     ) -> Losses:
         """The task's own loss of the student's output, by ``task_loss(output)``, and those of all methods."""
-        student = self.show_student(*inputs)
-        losses: Losses = {}
-        if self.weight > 0 and not first_stage and student.logits is not None:
-            losses["task"] = self.weight * task_loss(student.logits)
-        teachers = {name: show(*inputs) for name, show in self.show_teachers.items()}
-        if first_stage:
-            return self.distillation.initialise(student, teachers, targets)
-        return {**losses, **self.distillation(student, teachers, targets, epoch)}
+        output, losses = self.distiller.compare(inputs, targets, epoch, first_stage)
+        if first_stage or self.weight == 0:
+            return losses
+        return {"task": self.weight * task_loss(output), **losses}
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Images in the memory format of the networks."""

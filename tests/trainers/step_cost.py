@@ -21,7 +21,6 @@ from redistill.distillation import MAIN
 from redistill.models import load_model
 from redistill.trainers.acceleration import keep_freed_memory
 from redistill.trainers.classifier import ClassifierExperiment
-from redistill.trainers.joining import join
 from redistill.trainers.students import obtain_student
 
 REPEATS = 7
@@ -43,7 +42,8 @@ def measure(spec, size, batch, methods):
     settings = [f"teacher.model={spec}", f"data.image_size={size}", f"distillation.methods={methods}"]
     config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, "student.recalibrate=0"])
     experiment, teacher = ClassifierExperiment(config, Path("unused")), load_model(spec, "random")
-    task = join(experiment, obtain_student(experiment, teacher), {MAIN: teacher}).train()
+    student = obtain_student(experiment, teacher)
+    task = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher})).train()
     optimizer = torch.optim.SGD(task.parameters(), lr=1e-3)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
 

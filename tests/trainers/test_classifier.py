@@ -14,11 +14,10 @@ from redistill.config.files import load
 from redistill.config.settings import ClassifierConfig
 from redistill.data.datasets import open_data
 from redistill.distillation import MAIN, METHODS, Need
-from redistill.distillation.views import StudentView, view_teacher
+from redistill.distillation.views import view_student, view_teacher
 from redistill.errors import ConfigError
 from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.classifier import ClassifierExperiment, main
-from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
 from redistill.trainers.students import obtain_student, recalibrate
@@ -81,7 +80,7 @@ def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(setting
     monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries, path: None)
     config, experiment, teacher, student = parts(settings, tmp_path, plan, f"distillation.methods={method}")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    task = join(experiment, student, {MAIN: teacher})
+    task = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher}))
     loop = Loop(task, config.recipe, config.run, tmp_path)
     outcome = loop.run()
     assert outcome.steps == 6 + (4 if METHODS[method].two_stage else 0)
@@ -98,7 +97,7 @@ def test_the_teacher_runs_only_as_deep_as_needed(settings, tmp_path):
     deep = view_teacher(student, teacher, frozenset({Need.LOGITS}))
     shallow = view_teacher(student, teacher, frozenset({Need.TAPS}))
     targets = [node.target for node in shallow.module.graph.nodes]
-    assert "fc" in [node.target for node in deep.module.graph.nodes]
+    assert deep.module is teacher
     assert "fc" not in targets
     shown = shallow(torch.randn(2, 3, 16, 16))
     assert shown.logits is None
@@ -130,7 +129,7 @@ def test_a_fitted_student_shows_more_of_what_its_teacher_shows(settings, tmp_pat
     needs = frozenset({Need.REENTRY})
     with torch.no_grad():
         aim = view_teacher(fitted, teacher, needs)(images).reentry
-        plains, ours = (StudentView(student.eval(), needs)(images).reentry for student in (plain, fitted))
+        plains, ours = (view_student(student.eval(), needs)(images).reentry for student in (plain, fitted))
     assert (ours - aim).square().mean() < (plains - aim).square().mean() / 2
 
 
@@ -182,7 +181,7 @@ def test_without_budget_or_factors_the_student_is_the_architecture_itself(settin
 def test_methods_need_a_student_that_shows_its_taps(settings, tmp_path):
     _, experiment, teacher, plain = parts(settings, tmp_path, "student.budget=null", "distillation.methods=red")
     with pytest.raises(ConfigError, match=r"student\.budget"):
-        join(experiment, plain, {MAIN: teacher})
+        experiment.make_task(experiment.make_distiller(plain, {MAIN: teacher}))
 
 
 def terms_of(folder):
@@ -271,7 +270,7 @@ def test_a_saved_student_is_trained_further(settings, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["distillation.methods=redd"], "no method 'redd'; did you mean 'red'"),
+        (["distillation.methods=redd"], "no distillation method 'redd'; did you mean 'red'"),
         (["distillation.methods={kd: {temp: 3}}"], "did you mean 'temperature'"),
         (["data.name=digit"], "did you mean 'digits'"),
         (["teacher.model=small_networks:small_resnet?num_classes=7", "teacher.weights=null"], "num_classes=10"),
@@ -294,7 +293,9 @@ def test_mistakes_are_one_line_and_exit_code_two(settings, tmp_path, capsys, cha
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize(("methods", "words"), [("redd", "no method 'redd'"), ("kd@secnd", "no teacher 'secnd'")])
+@pytest.mark.parametrize(
+    ("methods", "words"), [("redd", "no distillation method 'redd'"), ("kd@secnd", "no teacher 'secnd'")]
+)
 def test_misspelt_methods_are_refused_before_a_teacher_is_trained(settings, tmp_path, capsys, methods, words):
     changes = [f"distillation.methods={methods}", "teacher.weights=null", "teacher.recipe.epochs=1"]
     assert main(arguments(settings, tmp_path / "run", *changes)) == 2
@@ -328,7 +329,9 @@ def test_without_labels_only_what_leads_to_the_reentry_learns(settings, tmp_path
     )
     head = student.state_dict()["fc.weight"].clone()
     stem = student.state_dict()["conv1.weight"].clone()
-    Loop(join(experiment, student, {MAIN: teacher}), config.recipe, config.run, tmp_path).run()
+    Loop(
+        experiment.make_task(experiment.make_distiller(student, {MAIN: teacher})), config.recipe, config.run, tmp_path
+    ).run()
     assert torch.equal(student.state_dict()["fc.weight"], head)
     assert not torch.equal(student.state_dict()["conv1.weight"], stem)
     assert terms_of(tmp_path) == {"reentry/map"}

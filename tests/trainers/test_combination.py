@@ -106,7 +106,7 @@ def test_unknown_stage_names_the_nearest():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("reed", {}, "no method 'reed'; did you mean 'red'"),
+        ("reed", {}, "no distillation method 'reed'; did you mean 'red'"),
         ("kd", {"temprature": 2}, "no option 'temprature'; did you mean 'temperature'"),
         ("kd", {"temperature": 0}, "must be above 0"),
         ("red", {"distance": "manhattan"}, "not one of cosine, mse"),

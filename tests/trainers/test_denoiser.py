@@ -13,11 +13,10 @@ from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import load, packaged
 from redistill.data.datasets import open_data
 from redistill.distillation import MAIN, Distillation
-from redistill.distillation.views import PlainView
+from redistill.distillation.views import View
 from redistill.errors import ConfigError
 from redistill.models import load_model
 from redistill.trainers.denoiser import DenoiserExperiment, main
-from redistill.trainers.joining import join
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
 from redistill.trainers.students import obtain_student
@@ -147,7 +146,7 @@ def test_a_stopped_run_continues_to_the_bit(settings, tmp_path, monkeypatch):
 def test_teacher_and_student_see_the_same_noisy_images_and_the_teacher_stays_as_it_is(tmp_path):
     experiment, teacher, student = parts(tmp_path)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    task = join(experiment, student, {MAIN: teacher})
+    task = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher}))
     seen = []
 
     def recording(show):
@@ -157,8 +156,8 @@ def test_teacher_and_student_see_the_same_noisy_images_and_the_teacher_stays_as_
 
         return shown
 
-    task.show_student = recording(task.show_student)
-    task.show_teachers = {name: recording(show) for name, show in task.show_teachers.items()}
+    task.distiller.student_view = recording(task.distiller.student_view)
+    task.distiller.teacher_views = {name: recording(show) for name, show in task.distiller.teacher_views.items()}
     torch.stack(list(task.train()(batch_of(experiment)).values())).sum().backward()
     (noisy, timestep), theirs = seen
     assert noisy is theirs[0]
@@ -202,7 +201,7 @@ def test_measuring_is_a_function_of_the_image(tmp_path):
 def test_each_image_loses_its_label_by_its_own_draw(tmp_path):
     experiment, teacher = taught(tmp_path, *CONDITIONAL, "diffusion.label_dropout=0.4")
     task, batch, seen = experiment.make_task(teacher), batch_of(experiment, 64), []
-    task.show_student = lambda *inputs: seen.append(inputs[2]) or PlainView(teacher)(*inputs)
+    task.distiller.student_view = lambda *inputs: seen.append(inputs[2]) or View(teacher)(*inputs)
     task(batch)
     (labels,) = seen
     dropped = labels == 10
@@ -221,7 +220,8 @@ def test_a_conditional_student_samples_with_guidance(settings, tmp_path):
 def test_averages_are_delivered(settings, tmp_path):
     assert load(DenoiserConfig, "cifar10/ddpm.yaml").recipe.ema == 0.9999
     experiment, teacher, student = parts(tmp_path, "recipe.ema=0.5")
-    loop = Loop(join(experiment, student, {MAIN: teacher}), experiment.config.recipe, experiment.config.run, tmp_path)
+    task, config = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher})), experiment.config
+    loop = Loop(task, config.recipe, config.run, tmp_path)
     loop.run()
     assert all(torch.equal(value, loop.average.values[name]) for name, value in student.state_dict().items())
     trained = torch.load(loop.checkpoints.all()[-1] / "pytorch_model.bin", weights_only=True)

@@ -26,6 +26,7 @@ class AB(DistillationMethod):
 
     name = "ab"
     needs = frozenset({Need.PREACTIVATIONS})
+    paper = "Heo et al., AAAI 2019, arXiv 1811.03233"
     weight = 1.0
     two_stage = True
 

@@ -20,6 +20,7 @@ class AT(DistillationMethod):
 
     name = "at"
     needs = frozenset({Need.STAGES})
+    paper = "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928"
     weight = 1000.0
 
     def __init__(self, *, power: float = 2.0, stages: Sequence[str] = ()) -> None:

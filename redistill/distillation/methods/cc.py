@@ -25,6 +25,7 @@ class CC(DistillationMethod):
 
     name = "cc"
     needs = frozenset({Need.POOLED})
+    paper = "Peng et al., ICCV 2019, arXiv 1904.01802"
     weight = 100.0
 
     def __init__(self, *, variant: Variant = "paper", gamma: float = 0.4, order: int = 2, embedding: int = 128) -> None:

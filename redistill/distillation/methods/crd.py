@@ -29,6 +29,7 @@ class CRD(DistillationMethod):
 
     name = "crd"
     needs = frozenset({Need.POOLED, Need.HARD_LABELS, Need.INDICES})
+    paper = "Tian, Krishnan and Isola, ICLR 2020, arXiv 1910.10699"
     weight = 0.8
 
     student_bank: Tensor
@@ -52,7 +53,7 @@ class CRD(DistillationMethod):
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
         """Create embeddings and banks, and order the training set by class for drawing negatives."""
         if training_set.labels is None:
-            raise TapError("crd: draws negatives of other classes, and the training set has no labels")
+            raise TapError("crd: draws negatives of other classes, and the training set has no labels; give them")
         self.samples = training_set.samples
         self.negatives = self.negatives or max(1, min(PUBLISHED_NEGATIVES, self.samples // 2))
         self.student_embedding = nn.Linear(student.pooled.shape[1], self.embedding)

@@ -23,6 +23,7 @@ class DKD(DistillationMethod):
 
     name = "dkd"
     needs = frozenset({Need.LOGITS})
+    paper = "Zhao et al., CVPR 2022, arXiv 2203.08679"
     weight = 1.0
 
     def __init__(self, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

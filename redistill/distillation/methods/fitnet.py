@@ -20,6 +20,7 @@ class FitNet(DistillationMethod):
 
     name = "fitnet"
     needs = frozenset({Need.STAGES})
+    paper = "Romero et al., ICLR 2015, arXiv 1412.6550"
     weight = 100.0
 
     def __init__(self, *, stages: Sequence[str] = ()) -> None:

@@ -22,6 +22,7 @@ class FSP(DistillationMethod):
 
     name = "fsp"
     needs = frozenset({Need.STAGES})
+    paper = "Yim et al., CVPR 2017"
     weight = 50.0
     two_stage = True
 

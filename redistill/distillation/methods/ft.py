@@ -28,6 +28,7 @@ class FT(DistillationMethod):
 
     name = "ft"
     needs = frozenset({Need.STAGES})
+    paper = "Kim, Park and Kwak, NeurIPS 2018, arXiv 1802.04977"
     weight = 200.0
     two_stage = True
 

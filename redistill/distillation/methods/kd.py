@@ -18,6 +18,7 @@ class KD(DistillationMethod):
 
     name = "kd"
     needs = frozenset({Need.LOGITS})
+    paper = "Hinton, Vinyals and Dean, arXiv 1503.02531"
     weight = 1.0
 
     def __init__(self, *, temperature: float = 4.0) -> None:

@@ -33,6 +33,7 @@ class KDSVD(DistillationMethod):
 
     name = "kdsvd"
     needs = frozenset({Need.STAGES})
+    paper = "Lee, Kim and Song, ECCV 2018, arXiv 1807.06819"
     weight = 1.0
 
     def __init__(self, *, vectors: int = 1, stages: Sequence[str] = ()) -> None:

@@ -35,6 +35,7 @@ class MLLD(DistillationMethod):
 
     name = "mlld"
     needs = frozenset({Need.LOGITS})
+    paper = "Jin, Wang and Lin, CVPR 2023"
     weight = 0.9
 
     def __init__(

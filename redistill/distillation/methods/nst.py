@@ -20,6 +20,7 @@ class NST(DistillationMethod):
 
     name = "nst"
     needs = frozenset({Need.STAGES})
+    paper = "Huang and Wang, arXiv 1707.01219"
     weight = 50.0
 
     def __init__(self, *, stages: Sequence[str] = ()) -> None:

@@ -30,6 +30,7 @@ class OFD(DistillationMethod):
 
     name = "ofd"
     needs = frozenset({Need.PREACTIVATIONS})
+    paper = "Heo et al., ICCV 2019, arXiv 1904.01866"
     weight = 1e-3
 
     def __init__(self, *, stages: Sequence[str] = ()) -> None:

@@ -18,6 +18,7 @@ class PKT(DistillationMethod):
 
     name = "pkt"
     needs = frozenset({Need.POOLED})
+    paper = "Passalis and Tefas, ECCV 2018, arXiv 1803.10837"
     weight = 30000.0
 
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:

@@ -29,6 +29,7 @@ class RED(DistillationMethod):
 
     name = "red"
     needs = frozenset({Need.TAPS})
+    paper = "ReDistill, arXiv 2406.03744, section 3.3"
     weight = 1.0
 
     def __init__(self, *, distance: Distance = "cosine", taps: Sequence[str] = ()) -> None:

@@ -24,6 +24,7 @@ class ReviewKD(DistillationMethod):
 
     name = "reviewkd"
     needs = frozenset({Need.PREACTIVATIONS, Need.POOLED})
+    paper = "Chen et al., CVPR 2021, arXiv 2104.09044"
     weight = 1.0
 
     def __init__(self, *, width: int = 512) -> None:

@@ -22,6 +22,7 @@ class RKD(DistillationMethod):
 
     name = "rkd"
     needs = frozenset({Need.POOLED})
+    paper = "Park et al., CVPR 2019, arXiv 1904.05068"
     weight = 1.0
 
     def __init__(self, *, distance: float = 25.0, angle: float = 50.0) -> None:

@@ -19,6 +19,7 @@ class SP(DistillationMethod):
 
     name = "sp"
     needs = frozenset({Need.STAGES})
+    paper = "Tung and Mori, ICCV 2019, arXiv 1907.09682"
     weight = 3000.0
 
     def __init__(self, *, stages: Sequence[str] = ()) -> None:

@@ -18,6 +18,7 @@ class Stage(DistillationMethod):
 
     name = "stage"
     needs = frozenset({Need.STAGES})
+    paper = "ReDistill, arXiv 2406.03744"
     weight = 1.0
 
     def __init__(self, *, distance: Distance = "cosine", stages: Sequence[str] = ()) -> None:

@@ -23,6 +23,7 @@ class VID(DistillationMethod):
 
     name = "vid"
     needs = frozenset({Need.STAGES})
+    paper = "Ahn et al., CVPR 2019, arXiv 1904.05835"
     weight = 1.0
 
     def __init__(self, *, variance: float = 5.0, eps: float = 1e-5, stages: Sequence[str] = ()) -> None:

@@ -1,0 +1,76 @@
+"""Features: the maps inside a network that methods read, and the graph nodes where they stand."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from redistill.distillation.method import Need, Outputs
+from redistill.student import Student
+
+
+class FeatureKind(enum.Enum):
+    """What a map inside a network is to a method; see :class:`~redistill.distillation.method.Outputs`."""
+
+    TAP = "tap"
+    STAGE = "stage"
+    PREACTIVATION = "pre-activation"
+    REENTRY = "re-entry"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A map inside a network: its kind, and the name of the tap or stage."""
+
+    kind: FeatureKind
+    name: str = ""
+
+
+Nodes = Mapping[Feature, str]
+"""Features by the graph nodes that hold them, shallow to deep."""
+
+
+def student_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
+    """The student's nodes that hold what is needed; a tap stands at its RED block's output."""
+    taps = {n.meta["tap"]: n.name for n in student.graph.nodes if "tap" in n.meta}
+    return _tap_nodes(taps, needs) | _stage_nodes(student, needs)
+
+
+def teacher_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
+    """The nodes of the student's own teacher that hold what is needed; a tap stands at the map that is imitated."""
+    taps = {tap.name: tap.teacher_node for tap in student.record.taps}
+    return _tap_nodes(taps, needs) | _stage_nodes(student, needs)
+
+
+def _tap_nodes(taps: Mapping[str, str], needs: frozenset[Need]) -> dict[Feature, str]:
+    return {Feature(FeatureKind.TAP, name): node for name, node in taps.items() if Need.TAPS in needs}
+
+
+def _stage_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
+    nodes: dict[Feature, str] = {}
+    stages = [stage for stage in student.record.stages if not stage.boundary]
+    if needs & {Need.STAGES, Need.POOLED}:
+        nodes |= {Feature(FeatureKind.STAGE, stage.name): stage.output for stage in stages}
+    if Need.PREACTIVATIONS in needs:
+        nodes |= {Feature(FeatureKind.PREACTIVATION, stage.name): stage.pre_activation for stage in stages}
+    if Need.REENTRY in needs and student.record.reentry is not None:
+        nodes[Feature(FeatureKind.REENTRY)] = student.record.reentry
+    return nodes
+
+
+def as_outputs(logits: Tensor | None, maps: Mapping[str, Tensor], nodes: Nodes) -> Outputs:
+    """A graph's output and its maps by node as :class:`Outputs`."""
+
+    def of(kind: FeatureKind) -> dict[str, Tensor]:
+        return {feature.name: maps[node] for feature, node in nodes.items() if feature.kind is kind}
+
+    return Outputs(
+        logits=logits,
+        taps=of(FeatureKind.TAP),
+        stages=of(FeatureKind.STAGE),
+        preactivations=of(FeatureKind.PREACTIVATION),
+        reentry=of(FeatureKind.REENTRY).get(""),
+    )

@@ -1,0 +1,97 @@
+"""The methods by name, and making one of a word, of options, or of one's own class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redistill.distillation.method import DistillationMethod
+from redistill.distillation.methods.ab import AB
+from redistill.distillation.methods.at import AT
+from redistill.distillation.methods.cc import CC
+from redistill.distillation.methods.crd import CRD
+from redistill.distillation.methods.dkd import DKD
+from redistill.distillation.methods.fitnet import FitNet
+from redistill.distillation.methods.fsp import FSP
+from redistill.distillation.methods.ft import FT
+from redistill.distillation.methods.kd import KD
+from redistill.distillation.methods.kdsvd import KDSVD
+from redistill.distillation.methods.mlld import MLLD
+from redistill.distillation.methods.mse import MSE
+from redistill.distillation.methods.nst import NST
+from redistill.distillation.methods.ofd import OFD
+from redistill.distillation.methods.pkt import PKT
+from redistill.distillation.methods.red import RED
+from redistill.distillation.methods.reentry import Reentry
+from redistill.distillation.methods.reviewkd import ReviewKD
+from redistill.distillation.methods.rkd import RKD
+from redistill.distillation.methods.sp import SP
+from redistill.distillation.methods.stage import Stage
+from redistill.distillation.methods.vid import VID
+from redistill.distillation.share import MAIN, SHARE_OPTIONS, Share
+from redistill.errors import ConfigError
+from redistill.internal.plugins import find
+from redistill.internal.suggestions import suggest
+
+_OURS: tuple[type[DistillationMethod], ...] = (RED, Stage, KD, MSE, Reentry)
+_FEATURES: tuple[type[DistillationMethod], ...] = (FitNet, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD, KDSVD)
+_LATER: tuple[type[DistillationMethod], ...] = (OFD, ReviewKD, DKD, MLLD)
+
+METHODS: Mapping[str, type[DistillationMethod]] = {method.name: method for method in (*_OURS, *_FEATURES, *_LATER)}
+"""Every method by its name."""
+
+Asked = str | DistillationMethod | type[DistillationMethod]
+"""One method: a word, ``package.module:Name``, an object or a class."""
+Methods = str | Asked | Sequence[Asked] | Mapping[Any, Mapping[str, Any] | None]
+"""Several: ``"red+kd"``, a list, or a mapping of methods to their options."""
+
+
+def as_mapping(methods: Methods) -> dict[Any, dict[str, Any]]:
+    """Every way to ask for methods as one: a mapping of each method to its options.
+
+    >>> as_mapping("red+kd"), as_mapping({"kd": None}), as_mapping("none")
+    ({'red': {}, 'kd': {}}, {'kd': {}}, {})
+    """
+    if isinstance(methods, Mapping):
+        return {method: dict(options or {}) for method, options in methods.items()}
+    if isinstance(methods, str):
+        return {word.strip(): {} for word in methods.split("+") if word.strip() not in ("", "none")}
+    return {method: {} for method in ([methods] if isinstance(methods, DistillationMethod | type) else methods)}
+
+
+def create(method: Asked, options: Mapping[str, Any]) -> tuple[DistillationMethod, Share]:
+    """A method with its options, and its share.
+
+    Args:
+        method: a word of :data:`METHODS`, ``package.module:Name``, one's own class, or an object, which has its
+            options already.
+        options: of the constructor, and of the share: ``weight``, ``warmup``, ``teacher``.
+
+    Raises:
+        ConfigError: an unknown word or option (with the nearest known one), or something that is no method.
+    """
+    kind = find(method, METHODS, "distillation method", ConfigError) if isinstance(method, str) else method
+    own = {option: value for option, value in options.items() if option not in SHARE_OPTIONS}
+    made = _instantiate(kind, own)
+    share = {"weight": made.weight, "warmup": 0.0, "teacher": MAIN, **options}
+    return made, Share(float(share["weight"]), float(share["warmup"]), share["teacher"])
+
+
+def _instantiate(kind: Any, options: dict[str, Any]) -> DistillationMethod:
+    if isinstance(kind, DistillationMethod):
+        _check_options(kind.name, options, SHARE_OPTIONS)
+        return kind
+    if not (isinstance(kind, type) and issubclass(kind, DistillationMethod)):
+        raise ConfigError(
+            f"{getattr(kind, '__name__', repr(kind))} is no distillation method; "
+            "derive it from redistill.distillation.DistillationMethod"
+        )
+    _check_options(kind.name, options, [*SHARE_OPTIONS, *inspect.signature(kind).parameters])
+    return kind(**options)
+
+
+def _check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"distillation: {name} has no option {option!r}{suggest(option, known)}")
