@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 import yaml
 from safetensors import SafetensorError
 from torch import nn
@@ -50,7 +50,7 @@ def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
 def _fill(folder: Path, recipe: dict[str, Any], module: nn.Module) -> None:
     folder.mkdir()
     safetensors.torch.save_model(module, str(folder / WEIGHTS))
-    versions = {"torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
+    versions = {"torch": str(torch.__version__), "torchvision": metadata.version("torchvision")}
     whole = {
         "format": FORMAT,
         **recipe,

@@ -7,7 +7,8 @@ import torch
 
 from redistill import measure, profile
 from redistill.memory.conventions import MemoryProfile
-from redistill.models import PAPER_PAIRS, example_inputs, load_model
+from redistill.models import example_inputs, load_model
+from redistill.models.paper import PAPER_PAIRS
 from tests.graphs import trace
 
 MIB = 2**20

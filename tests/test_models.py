@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from redistill.errors import ModelError
 from redistill.models import (
-    PAPER_PAIRS,
     DDPMUNet,
     default_input_shapes,
     example_inputs,
@@ -22,6 +21,7 @@ from redistill.models import (
     parse_shape,
     parse_spec,
 )
+from redistill.models.paper import PAPER_PAIRS
 
 SMALL = "torchvision:mobilenet_v2?num_classes=10&width_mult=0.1"
 SMALL_DIFFUSERS = (

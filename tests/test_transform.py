@@ -13,7 +13,8 @@ import redistill
 from redistill.compiler.pipeline import find_reentry, transform
 from redistill.errors import BudgetError, InfeasibleBudgetError, ModelError, PlanError, StudentError, TapError
 from redistill.memory.meter import measure
-from redistill.models import PAPER_PAIRS, example_inputs, load_model
+from redistill.models import example_inputs, load_model
+from redistill.models.paper import PAPER_PAIRS
 
 X = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,8 @@ import torch
 
 from redistill import transform
 from redistill.evidence.table import Table
-from redistill.models import PAPER_PAIRS, PaperPair, example_inputs, load_model
+from redistill.models import example_inputs, load_model
+from redistill.models.paper import PAPER_PAIRS, PaperPair
 from redistill.student import Student
 
 

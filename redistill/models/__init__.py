@@ -2,15 +2,12 @@
 
 from redistill.models.inputs import default_input_shapes, example_inputs, parse_shape
 from redistill.models.loading import find_weights, load_model
-from redistill.models.paper import PAPER_PAIRS, PaperPair
 from redistill.models.specs import ModelSpec, parse_spec
 from redistill.models.unet import DDPMUNet
 
 __all__ = [
-    "PAPER_PAIRS",
     "DDPMUNet",
     "ModelSpec",
-    "PaperPair",
     "default_input_shapes",
     "example_inputs",
     "find_weights",

@@ -13,15 +13,8 @@ from typing import Any
 from torch import nn
 
 from redistill.errors import ModelError
-from redistill.models.cifar_resnet import CIFAR_RESNETS
 from redistill.models.specs import ModelSpec
-from redistill.models.strided import STRIDED_MODELS
-from redistill.models.unet import DDPMUNet
 from redistill.models.wrappers import wrap_diffusers
-
-OWN_MODELS: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"ddpm_unet": DDPMUNet, **STRIDED_MODELS, **CIFAR_RESNETS}
-)
 
 _EXTRAS = ("timm", "diffusers")
 
@@ -109,8 +102,18 @@ def _build_ultralytics(spec: ModelSpec, pretrained: str | None) -> object:
 
 
 def _build_own(spec: ModelSpec, pretrained: str | None) -> object:
-    _check_name(spec, OWN_MODELS)
-    return _call(spec, OWN_MODELS[spec.name], spec.arguments)
+    known = own_models()
+    _check_name(spec, known)
+    return _call(spec, known[spec.name], spec.arguments)
+
+
+def own_models() -> dict[str, Callable[..., nn.Module]]:
+    """The models of this library by name; those that build on torchvision's classes are why they are imported here."""
+    from redistill.models.cifar_resnet import CIFAR_RESNETS
+    from redistill.models.strided import STRIDED_MODELS
+    from redistill.models.unet import DDPMUNet
+
+    return {"ddpm_unet": DDPMUNet, **STRIDED_MODELS, **CIFAR_RESNETS}
 
 
 def _build_imported(spec: ModelSpec, pretrained: str | None) -> object:

@@ -6,18 +6,18 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import blended_transform_factory
+from typing import TYPE_CHECKING
 
 from redistill.internal.files import write_atomically
 from redistill.internal.text import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape
 from redistill.memory.conventions import MemoryProfile
 from redistill.report.data import Comparison, align_steps, group_steps, runs, stage_of_steps, stage_rows
 from redistill.report.words import shorten, step_place
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 SIZE = (1200, 500)  # pixels
 DPI = 100
@@ -97,6 +97,8 @@ def plot_profile(
 
 def make_figure(size: tuple[int, int]) -> Figure:
     """An empty figure of ``size`` pixels."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, facecolor="white", layout="constrained")
 
 
@@ -106,6 +108,8 @@ def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     Raises:
         RedistillError: ``path`` cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     canvas = FigureCanvasAgg(figure)
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]  # savefig would heed the user's settings
@@ -186,6 +190,8 @@ def _style(axes: Axes, title: str, sign: str, count: int, largest: float) -> Non
 
 def _name_sections(figure: Figure, axes: Axes, sections: Sequence[Section]) -> None:
     """Boundaries as faint lines; below each section its name, on end where it is narrow, none where that is no use."""
+    from matplotlib.transforms import blended_transform_factory
+
     for section in sections[1:]:
         axes.axvline(section.first, color=FAINT, linewidth=0.8, zorder=0)
     axes.set_xticks([])
