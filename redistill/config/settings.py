@@ -113,7 +113,10 @@ class DataConfig:
         root: the folder that holds the data set, as torchvision lays it out.
         image_size: height and width in pixels.
         test_resize: the side to which test images are resized before the central crop of image_size.
-        channels: 3 repeats grey images; 1 keeps them.
+        channels: 3 repeats grey images; 1 keeps them, and makes pictures of a folder grey.
+        damaged: what is done about pictures that cannot be read: refuse to start, or skip them with a warning.
+        cache: a folder for pictures that were decoded once, `auto` for the user's cache, or `none`.
+        cache_limit: the most that is kept of one folder, in GiB; larger ones are decoded whenever they are asked for.
         attribute: for celeba, the attribute that divides the faces into two classes; one class without it.
         strong: augmentation of a second view of each training image, learnt beside the first (MLLD's recipe).
         validation: share of the training set put aside for validation, class by class.
@@ -127,6 +130,9 @@ class DataConfig:
     test_resize: int | None = None
     channels: int = 3
     attribute: str | None = None
+    damaged: Literal["refuse", "skip"] = "refuse"
+    cache: str = "auto"
+    cache_limit: float = 8.0
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -5,6 +5,7 @@ Validation images come out of the training set, class by class, so that nothing 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from redistill.config.settings import AugmentationConfig, DataConfig
-from redistill.data.sources import Images, open_source
+from redistill.data.sources import Images, Source, open_source
 from redistill.distillation import TrainingSet
 from redistill.errors import DataError
 from redistill.internal import seeding
+
+_NAMED_AT_MOST = 3
+
+logger = logging.getLogger(__name__)
 
 Item = dict[str, Any]
 Key = int | tuple[int, int]
@@ -76,7 +80,7 @@ class ImageSet(Dataset[Item]):
         """The items of a batch, which torch's loaders ask for at once."""
         places = [key if isinstance(key, tuple) else (0, key) for key in keys]
         sources = [(epoch, int(self.chosen[index])) for epoch, index in places]
-        images = [_as_tensor(self.images.get(source)) for _, source in sources]
+        images = [self.images.get(source) for _, source in sources]
         shown = {"inputs": self._transformed(self.transform, images, sources, "augmentation")}
         if self.strong is not None:
             shown["strong"] = self._transformed(self.strong, images, sources, "strong augmentation")
@@ -133,6 +137,8 @@ class DataSets:
 
     Attributes:
         calibration: the training images without augmentation, in a fixed order.
+        classes: how many there are, 0 where that is not known yet.
+        labelled: whether the labels are the images' own, not a network's answers.
     """
 
     train: ImageSet
@@ -140,6 +146,7 @@ class DataSets:
     validation: ImageSet
     test: ImageSet
     classes: int
+    labelled: bool = True
 
     @property
     def training_set(self) -> TrainingSet:
@@ -151,6 +158,7 @@ def open_data(config: DataConfig, seed: int) -> DataSets:
     """Open the data set, put validation images aside, limit what is left."""
     source = open_source(config)
     held_out, rest = split_by_class(source.train.labels, config.validation, config.split_seed)
+    _check_split(source, held_out)
     if config.train_limit is not None:
         rest = rest[
             limit_by_class(source.train.labels[rest], config.train_limit, config.split_seed, "data.train_limit")
@@ -166,16 +174,30 @@ def open_data(config: DataConfig, seed: int) -> DataSets:
         validation=ImageSet(source.train, held_out, plain),
         test=ImageSet(source.test, tested, plain),
         classes=len(source.classes),
+        labelled=bool(source.classes),
     )
 
 
+def _check_split(source: Source, held_out: Tensor) -> None:
+    """Say which classes are too small to be validated."""
+    if not len(held_out):
+        raise DataError("no class has two training images, so none can be put aside for validation; add some")
+    unseen = set(range(len(source.classes))) - set(source.train.labels[held_out].tolist())
+    if unseen:
+        named = ", ".join(source.classes[label] for label in sorted(unseen)[:_NAMED_AT_MOST])
+        logger.warning("%d classes have one training image and none for validation: %s ...", len(unseen), named)
+
+
 def split_by_class(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a share of each class, and of the rest, both in ascending order."""
+    """Indices of a share of each class, and of the rest, both in ascending order.
+
+    Of a class at least one is held out and at least one is in the rest; a single one is in the rest.
+    """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in torch.unique(labels).tolist():
         members = (labels == label).nonzero()[:, 0]
         shuffled = members[torch.randperm(len(members), generator=seeding.generator(seed, "split", label))]
-        chosen[shuffled[: max(1, round(share * len(members)))]] = True
+        chosen[shuffled[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
 
 
@@ -230,8 +252,3 @@ def _finish(config: DataConfig) -> Step:
     grey_to_colour = v2.Lambda(lambda x: x.expand(*x.shape[:-3], channels, -1, -1) if x.shape[-3] == 1 else x)
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (config.mean, config.std))
     return Step(v2.Compose([v2.ToDtype(torch.float32, scale=True), grey_to_colour, v2.Normalize(mean, std)]))
-
-
-def _as_tensor(image: Any) -> Tensor:
-    """An image [C, H, W] of bytes, whether it came from memory or from a file."""
-    return image if isinstance(image, Tensor) else pil_to_tensor(image)

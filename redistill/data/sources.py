@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import default_loader
 
 from redistill.config.settings import DataConfig
+from redistill.data.cache import decode_now, open_pictures
+from redistill.data.folders import PictureFiles, PictureFolder, scan
+from redistill.data.pictures import MODES
 from redistill.errors import ConfigError, DataError
 from redistill.internal.suggestions import suggest
 
@@ -22,9 +25,9 @@ TEST_SHARE = 5  # every fifth of scikit-learn's digits is a test image
 
 @dataclass(frozen=True)
 class Images:
-    """Images by index, as uint8 tensors [C, H, W] or PIL images, and their labels, [N]."""
+    """Images by index, as uint8 tensors [C, H, W], and their labels, [N]."""
 
-    get: Callable[[int], Any]
+    get: Callable[[int], Tensor]
     labels: Tensor
 
     def __len__(self) -> int:
@@ -33,7 +36,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set's training and test images, and its classes."""
+    """A data set's training and test images, and its classes; none where the images have no labels."""
 
     train: Images
     test: Images
@@ -136,44 +139,56 @@ def _celeba(config: DataConfig) -> Source:
     names, attribute = [name for name in parts[0].attr_names if name], config.attribute
     if attribute is not None and attribute not in names:
         raise ConfigError(f"data.attribute: CelebA has no {attribute!r}{suggest(attribute, names)}")
-    images = [_faces(part, None if attribute is None else names.index(attribute)) for part in parts]
+    column = None if attribute is None else names.index(attribute)
+    images = [_faces(part, column, config.channels) for part in parts]
     return Source(images[0], images[1], ["face"] if attribute is None else [f"not {attribute}", attribute])
 
 
-def _faces(part: Any, attribute: int | None) -> Images:
+def _faces(part: Any, attribute: int | None, channels: int) -> Images:
     folder = Path(part.root) / part.base_folder / "img_align_celeba"
     count = len(part.filename)
     labels = torch.zeros(count, dtype=torch.long) if attribute is None else part.attr[:, attribute].long()
-    return Images(lambda index: default_loader(str(folder / part.filename[index])), labels)
+    return Images(lambda index: decode_now(folder / part.filename[index], channels), labels)
 
 
 def _imagenet(config: DataConfig) -> Source:
     from torchvision.datasets import ImageNet
 
     parts = [ImageNet(config.root, split=split) for split in ("train", "val")]
-    return Source(_from_files(parts[0]), _from_files(parts[1]), parts[0].classes)
+    return Source(_from_files(parts[0], config.channels), _from_files(parts[1], config.channels), parts[0].classes)
 
 
 def _image_folder(config: DataConfig) -> Source:
-    """A folder with one folder a class in `train`, and in `test` or `val`."""
-    from torchvision.datasets import ImageFolder
+    """A folder of pictures with one folder a class in `train`, and in `test` or `val`; or pictures without classes."""
+    if config.channels not in MODES:
+        raise ConfigError(f"data.channels={config.channels}: pictures have 3 channels, or 1 where they are to be grey")
+    found = scan(Path(config.root).expanduser())
+    return Source(_decoded(found.train, found, config), _decoded(found.test, found, config), found.classes)
 
-    root = Path(config.root).expanduser()
-    held_out = "test" if (root / "test").is_dir() else "val"
-    train, test = ImageFolder(str(root / "train")), ImageFolder(str(root / held_out))
-    if train.classes != test.classes:
-        raise DataError(
-            f"{root}: train has {len(train.classes)} class folders and {held_out} {len(test.classes)}; same names"
-        )
-    return Source(_from_files(train), _from_files(test), train.classes)
+
+def _decoded(files: PictureFiles, found: PictureFolder, config: DataConfig) -> Images:
+    """Pictures decoded once, with their labels."""
+    cache = None if config.cache == "none" else _cache_folder(config.cache)
+    pictures = open_pictures(files, config.channels, cache=cache, limit=config.cache_limit, damaged=config.damaged)
+    labels = torch.tensor(files.labels, dtype=torch.long)[list(pictures.kept)]
+    for label, name in enumerate(found.classes):
+        if not (labels == label).any():
+            raise DataError(f"{files.root / name} holds no picture that can be read; add some, or remove the folder")
+    return Images(pictures.get, labels)
+
+
+def _cache_folder(cache: str) -> Path:
+    if cache != "auto":
+        return Path(cache).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "redistill" / "pictures"
 
 
 def _in_memory(pixels: Tensor, labels: Tensor) -> Images:
     return Images(lambda index: pixels[index], labels.long())
 
 
-def _from_files(folder: Any) -> Images:
-    return Images(lambda index: folder.loader(folder.samples[index][0]), torch.tensor(folder.targets))
+def _from_files(folder: Any, channels: int) -> Images:
+    return Images(lambda index: decode_now(Path(folder.samples[index][0]), channels), torch.tensor(folder.targets))
 
 
 SOURCES: Mapping[str, Callable[[DataConfig], Source]] = {

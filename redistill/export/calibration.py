@@ -11,13 +11,13 @@ from torch import Tensor
 
 from redistill.config.files import load, override, read, resolved
 from redistill.config.settings import ClassifierConfig, DataConfig
+from redistill.data.cache import decode_now
 from redistill.data.datasets import ImageSet, open_data, plain_transform
+from redistill.data.folders import pictures_below
 from redistill.data.sources import Images
 from redistill.errors import ExportError
 from redistill.export.metadata import Experiment
 from redistill.internal.text import format_shape
-
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def calibration_batches(
@@ -79,12 +79,10 @@ def _held_out(config: ClassifierConfig) -> Iterator[Tensor]:
 
 def _from_folder(folder: Path, experiment: Experiment | None, example: Tensor) -> Iterator[Tensor]:
     """The images in a folder and below, prepared as the experiment prepares its own."""
-    from PIL import Image
-
     data = experiment.config.data if experiment is not None else DataConfig(channels=example.shape[1])
     prepare = plain_transform(replace(data, image_size=example.shape[-1], test_resize=None))
-    kind = "L" if example.shape[1] == 1 else "RGB"
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
-    images = Images(lambda index: Image.open(paths[index]).convert(kind), torch.zeros(len(paths), dtype=torch.long))
+    channels = 1 if example.shape[1] == 1 else 3
+    paths = pictures_below(folder)
+    images = Images(lambda index: decode_now(paths[index], channels), torch.zeros(len(paths), dtype=torch.long))
     prepared = ImageSet(images, torch.arange(len(paths)), prepare)
     return (prepared[index]["inputs"] for index in range(len(paths)))

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from redistill.config.files import packaged
 from redistill.config.settings import ClassifierConfig
-from redistill.errors import ModelError
+from redistill.data.answers import label_by
+from redistill.errors import ConfigError, DataError, ModelError
+from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.command import Command
 from redistill.trainers.experiment import Experiment, Row
@@ -38,6 +40,16 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
         """The images themselves, [B, C, H, W]."""
         return (torch.stack([item["inputs"] for item in self.data.calibration.__getitems__(indices)]),)
 
+    def ask(self, teacher: nn.Module) -> None:
+        """Take the teacher's answers as labels where the pictures have none: top-1 is then agreement with it."""
+        if self.data.labelled:
+            return
+        device = processes().device
+        teacher.to(device).eval()
+        with torch.no_grad():
+            self.data = label_by(self.data, lambda images: teacher(images.to(device)))
+        teacher.cpu()
+
     def make_task(self, network: nn.Module) -> ClassifierTask:
         """Cross-entropy, and distillation where there are teachers."""
         return ClassifierTask(network, self.data, self.config.targets, self.config.distillation)
@@ -46,7 +58,10 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
         """Refuse a model that does not predict as many classes as the data set has."""
         with torch.inference_mode():
             output = model(*self.inputs(range(2)))
-        if not isinstance(output, Tensor) or output.shape != (2, self.data.classes):
+        expected = (2, self.data.classes)
+        if isinstance(output, Tensor) and output.dim() == len(expected) and not self.data.labelled:
+            return
+        if not isinstance(output, Tensor) or output.shape != expected:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ModelError(
                 f"{name} gives {shape} for two images, and the data set has {self.data.classes} classes; "
@@ -54,9 +69,24 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
             )
 
     def check_settings(self) -> None:
-        """Refuse an int8 stage that could not be carried out, too."""
+        """Refuse an int8 stage that could not be carried out, and classes that there are none of, too."""
         super().check_settings()
         check_int8(self.config)
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        config, classes = self.config, self.data.classes
+        if classes == 1:
+            raise DataError(
+                f"{config.data.root} has one class; a classifier needs two or more, or pictures without class folders "
+                "and distillation.task=0"
+            )
+        untrained = config.teacher.recipe is not None and config.teacher.weights is None
+        if not self.data.labelled and (config.distillation.task > 0 or untrained):
+            raise ConfigError(
+                f"{config.data.root} has no class folders in train and test, hence no labels; set distillation.task=0 "
+                "and give a trained teacher.weights, whose outputs are then the target"
+            )
 
     def check_student(self, student: nn.Module) -> None:
         """Refuse modules to be left in floating point that the student does not have."""
@@ -69,12 +99,17 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
         return {"int8": quantize_student(self.config, loop, student, teacher, self.folder)}
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        """Top-1."""
-        return f"top-1 {metrics['top1']:.2f} %"
+        """Top-1, or agreement with the teacher."""
+        return f"{self._measured} {metrics['top1']:.2f} %"
+
+    @property
+    def _measured(self) -> str:
+        return "top-1" if self.data.labelled else "agreement with the teacher's top-1"
 
     def rows(self, summary: Mapping[str, Any]) -> list[Row]:
         """Accuracies and loss of the teacher and of the student's last and best weights."""
-        rows: list[Row] = [("weights", "validation top-1", "test top-1", "test top-5", "test loss")]
+        name = "top-1" if self.data.labelled else "agreement"
+        rows: list[Row] = [("weights", f"validation {name}", f"test {name}", "test top-5", "test loss")]
         for name in sorted({"teacher", "last", "best"} & summary.keys(), reverse=True):
             validation, test = summary[name]["validation"], summary[name]["test"]
             figures = (validation["top1"], test["top1"], test["top5"])

@@ -47,6 +47,9 @@ class Experiment(ABC, Generic[Config]):
     def inputs(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         """What a network is called with for these training images, without augmentation."""
 
+    def ask(self, teacher: nn.Module) -> None:
+        """Let the main teacher label the images, where they have no labels and the experiment needs some."""
+
     @abstractmethod
     def make_task(self, network: nn.Module) -> Task:
         """The task of a network that learns from the data, and from teachers too where it is a distiller."""

@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 def obtain_teachers(experiment: Experiment[Any]) -> dict[str, nn.Module]:
     """The main teacher and all others, by name; each is kept in a folder of its name unless it has a file."""
     wanted = {MAIN: experiment.config.teacher, **experiment.config.teachers}
-    return {name: obtain_teacher(experiment, teacher, experiment.folder / name) for name, teacher in wanted.items()}
+    found = {name: obtain_teacher(experiment, teacher, experiment.folder / name) for name, teacher in wanted.items()}
+    experiment.ask(found[MAIN])
+    return found
 
 
 def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: Path) -> nn.Module:

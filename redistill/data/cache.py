@@ -1,0 +1,183 @@
+"""Pictures decoded once: their bytes in one memory-mapped file, valid as long as the picture files are the same.
+
+All pictures are decoded before anything is trained, so that a damaged one is found at the start and not in the night.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from redistill.data.folders import PictureFiles
+from redistill.data.pictures import UnreadablePictureError, count_pixels, decode
+from redistill.errors import DataError
+
+FORMAT = 1
+PIXELS, INDEX = "pixels.bin", "index.json"
+GIB = 1 << 30
+
+_NAMED_AT_MOST = 3
+
+Damaged = Literal["refuse", "skip"]
+Failures = dict[int, str]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecodedPictures:
+    """Pictures by index, bytes [C, H, W], and which of the files they are; a damaged file that is skipped has none."""
+
+    get: Callable[[int], Tensor]
+    kept: tuple[int, ...]
+
+
+def open_pictures(
+    found: PictureFiles, channels: int, *, cache: Path | None, limit: float, damaged: Damaged
+) -> DecodedPictures:
+    """Decode pictures, or find them decoded in ``cache``.
+
+    Folders that would take more than ``limit`` GiB are decoded picture by picture whenever one is asked for, and only
+    the files' heads are looked at beforehand; so are all where ``cache`` is None.
+
+    Raises:
+        DataError: pictures that cannot be read, by name and number, unless they are to be skipped.
+    """
+    place = None if cache is None else _place(cache, found, channels)
+    if place is None or not (place / INDEX).is_file():
+        pixels, failures = _look(found.files)
+        if place is None or pixels * channels > limit * GIB or not _write(place, found.files, channels):
+            kept = _settle(found, failures, damaged)
+            return DecodedPictures(lambda index: decode_now(found.files[kept[index]], channels), kept)
+    return _read(place, found, damaged)
+
+
+def _place(cache: Path, found: PictureFiles, channels: int) -> Path:
+    """A folder for these pictures in this state: the files by name, size and time of change."""
+    about = ((path.relative_to(found.root), path.stat()) for path in found.files)
+    states = "\n".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in about)
+    return cache / _name(f"{FORMAT} {channels} {found.root.resolve()}") / _name(states)
+
+
+def _name(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _look(files: Sequence[Path]) -> tuple[int, Failures]:
+    """The pixels of all pictures, by the files' heads, and what is wrong with those that have none."""
+    pixels, failures = 0, Failures()
+    for index, path in enumerate(files):
+        try:
+            pixels += count_pixels(path)
+        except UnreadablePictureError as error:
+            failures[index] = str(error)
+    return pixels, failures
+
+
+def _write(place: Path, files: Sequence[Path], channels: int) -> bool:
+    """Decode into a folder aside and rename it; of several processes the first to be ready counts."""
+    aside = place.with_name(f".{uuid.uuid4().hex}")
+    try:
+        aside.mkdir(parents=True)
+        _decode_all(aside, files, channels)
+        _put(aside, place)
+    except OSError as error:
+        folder = place.parent.parent
+        logger.warning("decoded pictures cannot be kept in %s (%s); set data.cache to another folder", folder, error)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return (place / INDEX).is_file()
+
+
+def _decode_all(folder: Path, files: Sequence[Path], channels: int) -> None:
+    shapes, failures = list[tuple[int, int]](), Failures()
+    with (folder / PIXELS).open("wb") as file:
+        decoded = tqdm(_decoded(files, channels), total=len(files), unit="picture", delay=3, leave=False)
+        for index, image in enumerate(decoded):
+            if isinstance(image, str):
+                failures[index] = image
+                shapes.append((0, 0))
+            else:
+                shapes.append((image.shape[1], image.shape[2]))
+                file.write(image.numpy().tobytes())
+    (folder / INDEX).write_text(json.dumps({"channels": channels, "shapes": shapes, "failures": failures}))
+
+
+def _put(aside: Path, place: Path) -> None:
+    """Move into place, and clear away what was decoded of earlier states of the same folder."""
+    try:
+        aside.rename(place)
+    except OSError:  # another process was first
+        if not (place / INDEX).is_file():
+            raise
+    for other in place.parent.iterdir():
+        if other.name != place.name and not other.name.startswith("."):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _decoded(files: Sequence[Path], channels: int) -> Iterator[Tensor | str]:
+    """Each picture, or what is wrong with it, in order; decoders let go of Python's lock."""
+
+    def attempt(path: Path) -> Tensor | str:
+        try:
+            return decode(path, channels)
+        except UnreadablePictureError as error:
+            return str(error) or "unreadable"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), 256):  # so many are in memory at once
+            yield from pool.map(attempt, files[start : start + 256])
+
+
+def _read(place: Path, found: PictureFiles, damaged: Damaged) -> DecodedPictures:
+    about: dict[str, Any] = json.loads((place / INDEX).read_text())
+    kept = _settle(found, {int(index): reason for index, reason in about["failures"].items()}, damaged)
+    shapes, channels = about["shapes"], about["channels"]
+    ends = np.cumsum([channels * height * width for height, width in shapes])
+    pixels = torch.from_numpy(np.memmap(place / PIXELS, np.uint8, mode="c"))
+
+    def get(index: int) -> Tensor:
+        height, width = shapes[kept[index]]
+        end = int(ends[kept[index]])
+        return pixels[end - channels * height * width : end].view(channels, height, width)
+
+    return DecodedPictures(get, kept)
+
+
+def decode_now(path: Path, channels: int) -> Tensor:
+    """Decode a picture when it is asked for.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return decode(path, channels)
+    except UnreadablePictureError as error:
+        raise DataError(f"{path} cannot be read ({error}); remove or replace it") from error
+
+
+def _settle(found: PictureFiles, failures: Failures, damaged: Damaged) -> tuple[int, ...]:
+    """The files that are kept; damaged ones are refused, or told of and left out."""
+    if failures:
+        total, rest = len(found.files), len(failures) - _NAMED_AT_MOST
+        named = ", ".join(f"{found.files[index]} ({failures[index]})" for index in sorted(failures)[:_NAMED_AT_MOST])
+        more = f" and {rest} more" if rest > 0 else ""
+        said = f"{len(failures)} of {total} pictures cannot be read: {named}{more}"
+        if damaged == "refuse" or len(failures) == total:
+            raise DataError(f"{said}; remove or replace them, or set data.damaged=skip")
+        logger.warning("%s; skipped", said)
+    return tuple(index for index in range(len(found.files)) if index not in failures)
