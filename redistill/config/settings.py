@@ -189,6 +189,8 @@ class StudentConfig:
     Attributes:
         budget: peak activation memory, such as "4x" or "512KiB"; none for the architecture as it is.
         factors: explicit pooling factors, one a stage, instead of a budget.
+        lever: how the budget is met: by pooling as planned, or, to compare with, by a smaller image (`resize`) or a
+            narrower network (`prune`, needs Torch-Pruning); these two learn by methods that need no taps.
         folder: a saved student instead of either.
         model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
         weights: a state dict of that architecture.
@@ -204,6 +206,7 @@ class StudentConfig:
 
     budget: str | None = "4x"
     factors: tuple[int, ...] | None = None
+    lever: Literal["pool", "resize", "prune"] = "pool"
     folder: str | None = None
     model: str | None = None
     weights: str | None = None

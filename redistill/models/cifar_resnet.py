@@ -23,9 +23,19 @@ class ZeroPaddedShortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.width, self.stride = in_channels, stride
         before = (out_channels - in_channels) // 2
         self.channels = (before, out_channels - in_channels - before)
+
+    def as_convolution(self) -> nn.Conv2d:
+        """A 1x1 convolution of ones and zeros that gives the same, for tools that must see channels in weights."""
+        before, behind = self.channels
+        inner = self.width
+        convolution = nn.Conv2d(inner, before + inner + behind, 1, self.stride, bias=False)
+        nn.init.zeros_(convolution.weight)
+        for channel in range(inner):
+            nn.init.ones_(convolution.weight[before + channel, channel])
+        return convolution
 
     def forward(self, x: Tensor) -> Tensor:
         """Thin the grid out, then widen."""

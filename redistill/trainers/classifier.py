@@ -27,6 +27,7 @@ from redistill.errors import ConfigError, DataError, ModelError
 from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.command import Command
+from redistill.trainers.costs import measure_costs
 from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.int8 import check_float_modules, check_int8, quantize_student, render_int8
 from redistill.trainers.loop import Loop
@@ -93,10 +94,11 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
         check_float_modules(self.config, student)
 
     def follow_up(self, loop: Loop, student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
-        """The int8 stage, where one is asked for."""
+        """What the student costs; the int8 stage, where one is asked for."""
+        costs = {"costs": measure_costs(student, self.inputs([0]), self.config.student.convention)}
         if self.config.quantization.mode == "none":
-            return {}
-        return {"int8": quantize_student(self.config, loop, student, teacher, self.folder)}
+            return costs
+        return {**costs, "int8": quantize_student(self.config, loop, student, teacher, self.folder)}
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """Top-1, or agreement with the teacher."""

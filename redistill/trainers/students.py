@@ -21,6 +21,7 @@ from redistill.errors import ConfigError
 from redistill.internal import seeding
 from redistill.models import load_model
 from redistill.trainers.acceleration import processes
+from redistill.trainers.baselines import LEVERS
 from redistill.trainers.checkpoint import save_weights
 from redistill.trainers.experiment import Experiment
 
@@ -38,7 +39,7 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
         origin = teacher if inherits else load_model(spec, student.weights or "random")
         taps = student.taps or ("auto" if listens_to_taps(config.distillation) else "none")
         made = _make(replace(student, taps=taps), spec, origin, example)
-    if student.folder is not None:
+    if student.folder is not None or (student.budget is None and student.factors is None):
         return made
     if student.start == "fitted" and isinstance(made, redistill.Student):
         fit_to_teacher(made, teacher, experiment, student.fit)
@@ -61,6 +62,8 @@ def _make(config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Te
         plain = load_model(spec, "random")
         plain.load_state_dict(origin.state_dict())
         return plain
+    if config.lever != "pool":
+        return LEVERS[config.lever](origin, example, config.budget or "4x", config.convention)
     return redistill.transform(
         origin,
         example,

@@ -10,8 +10,10 @@ import pytest
 from redistill.config.files import packaged
 from redistill.studies.comparison import classifiers as accuracy
 from redistill.studies.comparison.__main__ import choose_judge, read_comparison
-from redistill.studies.comparison.classifiers import REFERENCE, AccuracyJudge, recovered, times_less
+from redistill.studies.comparison.classifiers import REFERENCE, AccuracyJudge, recovered
+from redistill.studies.comparison.frontier import best_of_students, times_less
 from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, Result, Row, compare, finish_together, rows
+from redistill.studies.comparison.tables import render_table
 
 GRID = GridConfig(
     plans={"4x": ("student.budget=4x",), "8x": ("student.budget=8x",)},
@@ -84,6 +86,7 @@ import time
 from pathlib import Path
 from redistill.studies.comparison.classifiers import AccuracyJudge
 from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, finish_together
+from redistill.studies.comparison.tables import render_table
 
 class Sleepers(AccuracyJudge):
     def score(self, row, seed):
@@ -128,3 +131,37 @@ def test_finished_runs_are_kept(tmp_path, monkeypatch):
     assert (tmp_path / "frontier.png").stat().st_size > 1000
     table = (tmp_path / "table.md").read_text()
     assert "| 4x | scratch | none | 83.50 ± 0.71 |" in table
+
+
+def test_students_are_compared_and_lines_chosen_by_validation(tmp_path):
+    students = {"planned": (), "smaller image": ("student.lever=resize",)}
+    config = replace(CONFIG, grids=(replace(GRID, students=students),))
+    judge = AccuracyJudge(config, tmp_path)
+    found = rows(config, judge.reference)
+    assert len(found) == 1 + 2 * 2 * 2 * 2
+    assert len({row.name for row in found}) == len(found)
+    assert judge.settings(found[-1], 0).student.lever == "resize"
+
+    def result(methods, validation, test):
+        costs = {"peak_bytes": 2048.0, "macs": 3e6}
+        return Result(
+            Row("4x", "teacher", methods, (), student="planned"), ({"validation": validation, "top1": test, **costs},)
+        )
+
+    results = [result("none", 80.0, 90.0), result("kd", 85.0, 70.0)]
+    assert [point.row.methods for point in best_of_students(results)["planned"]] == ["kd"]
+    table = render_table(results, {id(one): None for one in results})
+    assert "| plan | student | start | methods | validation top-1 |" in table
+    assert "| 2.000 KiB | 3.0 |" in table
+    assert "latency" not in table
+
+
+def test_a_table_is_made_of_what_is_done(tmp_path):
+    judge = AccuracyJudge(CONFIG, tmp_path)
+    for row in rows(CONFIG, judge.reference)[:2]:
+        place = judge.place(row, 1)
+        place.mkdir(parents=True)
+        (place / "summary.json").write_text(json.dumps({"last": {"test": {"top1": 80.0}}}))
+    results = compare(judge, only_finished=True)
+    assert [len(result.scores) for result in results] == [1, 1]
+    assert "80.00 (1 seed)" in (tmp_path / "table.md").read_text()

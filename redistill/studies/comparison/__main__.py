@@ -3,7 +3,8 @@
     python -m redistill.trainers.comparison --config fashion_mnist/comparison.yaml --set data.root=/data
     python -m redistill.trainers.comparison --config fashion_mnist/ddpm_comparison-cpu.yaml --set data.root=/data
 
-Finished runs are kept and stopped ones continued, so the command can be repeated until all is done. The teacher is
+Finished runs are kept and stopped ones continued, so the command can be repeated until all is done; with --table it
+makes the table of what is done. The teacher is
 trained once. Classifiers are compared by their accuracy: the reference is the teacher's architecture given the same
 extra epochs, and the gap is what the plain student from scratch lacks of that. Denoisers are compared by their images:
 the reference is the teacher, and real images set the floor.
@@ -65,14 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="change one setting of the comparison (seeds=[0]) or of all its runs (data.root=/data); repeatable",
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time; %(default)s")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing: make table and plot of the runs that are done"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("redistill").setLevel(logging.INFO)
     try:
         judge = choose_judge(read_comparison(options.config, options.set), Path(options.folder))
-        if options.jobs > 1:
+        if options.jobs > 1 and not options.table:
             finish_together(judge, options.jobs)
-        results = compare(judge)
+        results = compare(judge, only_finished=options.table)
     except RedistillError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from redistill.budget import parse_budget
 from redistill.config.settings import ClassifierConfig
-from redistill.errors import BudgetError
+from redistill.studies.comparison.frontier import draw_frontier
 from redistill.studies.comparison.runs import PLAIN, ComparisonConfig, Judge, Result, Row, Scores
+from redistill.studies.comparison.tables import COSTS, TOP1, VALIDATION, render_table
 from redistill.trainers.classifier import train
 
 REFERENCE = "the teacher's architecture"
-TOP1 = "top1"
 
 
 class AccuracyJudge(Judge):
@@ -32,63 +30,35 @@ class AccuracyJudge(Judge):
         train(settings, place, resume=resume)
 
     def score(self, row: Row, seed: int) -> Scores:
-        """Test top-1, in percent."""
-        summary = json.loads((self.finish(row, seed) / "summary.json").read_text())
-        return {TOP1: float(summary["last"]["test"][TOP1])}
+        """Test and validation top-1, in percent, and what the student costs."""
+        return read_scores(self.finish(row, seed))
 
     def render(self, results: Sequence[Result]) -> str:
         """The table, with the recovered share of the gap where both of its ends are known."""
-        lines = ["| plan | start | methods | test top-1 | gap recovered |", "|---|---|---|---|---|"]
-        for result in results:
-            row, share = result.row, recovered(result, results, self.config.baseline)
-            shown = "" if share is None else f"{share:.0%}"
-            lines.append(f"| {row.plan} | {row.start} | {row.methods} | {result.show(TOP1)} | {shown} |")
-        return "\n".join(lines)
+        return render_table(
+            results, {id(result): recovered(result, results, self.config.baseline) for result in results}
+        )
 
     def draw(self, results: Sequence[Result]) -> None:
         """Accuracy against plan."""
         draw_frontier(results, self.folder / "frontier.png")
 
 
+def read_scores(place: Path) -> Scores:
+    """The scores of a finished run, from its summary."""
+    summary = json.loads((place / "summary.json").read_text())
+    scores = {TOP1: float(summary["last"]["test"][TOP1])}
+    if "validation" in summary["last"]:
+        scores[VALIDATION] = float(summary["last"]["validation"][TOP1])
+    return scores | {name: float(value) for name, value in summary.get("costs", {}).items() if name in COSTS}
+
+
 def recovered(result: Result, results: Sequence[Result], baseline: str) -> float | None:
     """(this - plain) / (reference - plain), plain being the same plan from the baseline's start without a method."""
     reference = next(other for other in results if other.row.methods == REFERENCE)
-    same = [other for other in results if other.row.plan == result.row.plan and other.row.start == baseline]
+    row = result.row
+    same = [o for o in results if (o.row.plan, o.row.student, o.row.start) == (row.plan, row.student, baseline)]
     plain = next((other for other in same if other.row.methods == PLAIN), None)
     if plain is None or reference.mean(TOP1) <= plain.mean(TOP1):
         return None
     return (result.mean(TOP1) - plain.mean(TOP1)) / (reference.mean(TOP1) - plain.mean(TOP1))
-
-
-def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Accuracy against plan, a line for each methods and start with most plans, the reference as a level."""
-    from matplotlib.figure import Figure
-
-    students = sorted(results[1:], key=lambda result: times_less(result.row.plan))
-    plans = list(dict.fromkeys(student.row.plan for student in students))
-    lines: dict[str, list[Result]] = {}
-    for student in students:
-        lines.setdefault(f"{student.row.methods} from {student.row.start}", []).append(student)
-    most = max(map(len, lines.values()), default=0)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis = figure.subplots()
-    for label, points in lines.items():
-        if len(points) < most:
-            continue
-        places, means = [plans.index(point.row.plan) for point in points], [point.mean(TOP1) for point in points]
-        axis.errorbar(places, means, [point.spread(TOP1) for point in points], label=label, marker="o", capsize=3)
-    axis.set_xticks(range(len(plans)), plans)
-    axis.axhline(results[0].mean(TOP1), color="grey", linestyle="--", label=REFERENCE)
-    axis.set(xlabel="plan, named by the budget of peak activation memory", ylabel="test top-1, %")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small", loc="lower left")
-    figure.savefig(path, dpi=120)
-
-
-def times_less(plan: str) -> float:
-    """By how much a plan named like a budget ("4x", "25%") divides the peak; any other name comes last."""
-    try:
-        share = parse_budget(plan).share
-    except BudgetError:
-        share = None
-    return 1 / share if share else math.inf

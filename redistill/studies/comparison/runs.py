@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import statistics
@@ -25,19 +26,23 @@ from redistill.trainers.checkpoint import write_atomically
 Settings = tuple[str, ...]
 Scores = Mapping[str, float]
 PLAIN = "none"
+SUMMARY = "summary.json"
+"""What a finished run leaves."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class GridConfig:
-    """All combinations of these plans, starts and methods; plans and starts are named settings.
+    """All combinations of these plans, students, starts and methods; all but methods are named settings.
 
     Attributes:
+        students: ways to make the student, such as other objectives or levers; one without a name by default.
         seeds: those of this grid, instead of the comparison's.
     """
 
     plans: dict[str, Settings] = field(default_factory=dict)
+    students: dict[str, Settings] = field(default_factory=lambda: {"": ()})
     starts: dict[str, Settings] = field(default_factory=dict)
     methods: tuple[str, ...] = (PLAIN,)
     seeds: tuple[int, ...] = ()
@@ -72,11 +77,16 @@ class Row:
     methods: str
     settings: Settings
     seeds: tuple[int, ...] = ()
+    student: str = ""
 
     @property
     def name(self) -> str:
         """A folder's name."""
-        return "-".join(filter(None, (self.plan, self.start, self.methods))).replace(" ", "_").replace("/", "_")
+        return (
+            "-".join(filter(None, (self.plan, self.student, self.start, self.methods)))
+            .replace(" ", "_")
+            .replace("/", "_")
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ class Judge(ABC):
     def finish(self, row: Row, seed: int) -> Path:
         """Make a run, or what is left of it, and return its folder."""
         place = self.place(row, seed)
-        if not (place / "summary.json").is_file():
+        if not (place / SUMMARY).is_file():
             self.train(self.settings(row, seed), place, resume=place.exists())
         return place
 
@@ -158,12 +168,11 @@ def rows(config: ComparisonConfig, reference: Row) -> list[Row]:
     """The reference, then every combination once."""
     found = {reference.name: reference}
     for grid in config.grids:
-        for plan, plan_settings in grid.plans.items():
-            for start, start_settings in grid.starts.items():
-                for methods in grid.methods:
-                    settings = (*plan_settings, *start_settings, f"distillation.methods={methods}")
-                    row = Row(plan, start, methods, settings, grid.seeds)
-                    found.setdefault(row.name, row)
+        named = itertools.product(grid.plans.items(), grid.students.items(), grid.starts.items(), grid.methods)
+        for (plan, one), (student, two), (start, three), methods in named:
+            settings = (*one, *two, *three, f"distillation.methods={methods}")
+            row = Row(plan, start, methods, settings, grid.seeds, student)
+            found.setdefault(row.name, row)
     return list(found.values())
 
 
@@ -194,11 +203,22 @@ def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, row: Row,
     kind(config, folder).finish(row, seed)
 
 
-def compare(judge: Judge) -> list[Result]:
-    """Run whatever is not there yet; every seed of a row before the next row, the table after each."""
+def finished(judge: Judge, row: Row) -> list[int]:
+    """The seeds of a row whose runs are done."""
+    return [seed for seed in judge.seeds(row) if (judge.place(row, seed) / SUMMARY).is_file()]
+
+
+def compare(judge: Judge, *, only_finished: bool = False) -> list[Result]:
+    """Run whatever is not there yet; every seed of a row before the next row, the table after each.
+
+    With ``only_finished`` nothing is run: the table is made of the runs that are done.
+    """
     results: list[Result] = []
     for row in rows(judge.config, judge.reference):
-        results.append(Result(row, tuple(judge.score(row, seed) for seed in judge.seeds(row))))
+        seeds = finished(judge, row) if only_finished else judge.seeds(row)
+        if not seeds:
+            continue
+        results.append(Result(row, tuple(judge.score(row, seed) for seed in seeds)))
         logger.info("%s: %s", row.name, ", ".join(f"{n} {results[-1].mean(n):.4g}" for n in results[-1].scores[0]))
         if processes().is_main_process:
             write_atomically(judge.folder / "table.md", (judge.render(results) + "\n").encode())
