@@ -23,6 +23,7 @@ class SortedLogits(DistillationMethod):
         self.power = power
 
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
+        """One scalar a place; their weighted sum is what is minimised."""
         ours, theirs = (network.logits.sort(dim=1).values for network in (student, teacher))
         return {"logits": (ours - theirs).abs().pow(self.power).mean()}
 

@@ -50,7 +50,7 @@ _HOMES = {
     "profile": "memory.profiling",
     "transform": "compiler.pipeline",
 }
-_ROOMS = frozenset({"distillation", "errors", "export", "models", "quantization"})
+_ROOMS = frozenset({"data", "distillation", "errors", "export", "models", "quantization"})
 """Packages that are there after ``import redistill`` alone."""
 
 

@@ -223,3 +223,9 @@ def test_methods_are_listed_with_papers_and_options():
     assert all(entry.about and entry.reads for entry in listed.values())
     own = {name for name, entry in listed.items() if not entry.paper}
     assert own == {"mse", "reentry"}
+
+
+def test_a_student_without_taps_is_told_what_else_there_is(teacher):
+    student = redistill.transform(teacher, IMAGES[:1], factors=[2, 1, 1], taps="none")
+    with pytest.raises(TapError, match=r"no taps.*larger budget, or kd or reentry"):
+        redistill.Distiller(student, teacher, "red")

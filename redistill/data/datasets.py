@@ -154,9 +154,9 @@ class DataSets:
         return TrainingSet(len(self.train), self.classes, self.train.labels)
 
 
-def open_data(config: DataConfig, seed: int) -> DataSets:
-    """Open the data set, put validation images aside, limit what is left."""
-    source = open_source(config)
+def open_data(config: DataConfig, seed: int, source: Source | None = None) -> DataSets:
+    """Open the data set (or take ``source``), put validation images aside, limit what is left."""
+    source = source or open_source(config)
     held_out, rest = split_by_class(source.train.labels, config.validation, config.split_seed)
     _check_split(source, held_out)
     if config.train_limit is not None:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from redistill.config.settings import DataConfig
 from redistill.data.cache import decode_now, open_pictures
 from redistill.data.folders import PictureFiles, PictureFolder, scan
 from redistill.data.pictures import MODES
 from redistill.errors import ConfigError, DataError
+from redistill.internal.plugins import find
 from redistill.internal.suggestions import suggest
 
 TEST_SHARE = 5  # every fifth of scikit-learn's digits is a test image
@@ -42,15 +44,42 @@ class Source:
     test: Images
     classes: Sequence[str]
 
+    @classmethod
+    def from_datasets(cls, train: Any, test: Any, classes: Sequence[str] | None = None) -> Source:
+        """Take two map-style data sets of (image, label) pairs, as torch's and torchvision's are.
+
+        Args:
+            train, test: images are PIL's, or tensors [C, H, W] of bytes or of floats in [0, 1]; labels are numbers from
+                0 on, and are asked for by ``targets`` where there is one, otherwise item by item.
+            classes: their names; by default ``train.classes``, or numbers.
+
+        Example:
+            >>> from torch.utils.data import TensorDataset
+            >>> pairs = TensorDataset(torch.zeros(6, 3, 8, 8), torch.arange(6) % 2)
+            >>> source = Source.from_datasets(pairs, pairs)
+            >>> source.classes, source.train.get(0).shape
+            (('0', '1'), torch.Size([3, 8, 8]))
+        """
+        ours, theirs = _of_dataset(train), _of_dataset(test)
+        count = int(max(ours.labels.max(), theirs.labels.max())) + 1
+        return cls(ours, theirs, tuple(classes or getattr(train, "classes", None) or map(str, range(count))))
+
 
 def open_source(config: DataConfig) -> Source:
-    """The data set of that name; says where missing files were looked for, and how to get them."""
-    if config.name not in SOURCES:
-        raise ConfigError(f"data.name: there is no data set {config.name!r}{suggest(config.name, SOURCES)}")
+    """Open the data set of that name, or by ``package.module:function`` one's own.
+
+    Raises:
+        ConfigError: an unknown name, or a function that gives something else.
+        DataError: files that are missing; says where they were looked for, and how to get them.
+    """
+    opener = find(config.name, SOURCES, "data set", ConfigError)
     try:
-        return SOURCES[config.name](config)
+        source = opener(config)
     except (FileNotFoundError, RuntimeError) as error:
         raise DataError(_missing(config, error)) from error
+    if not isinstance(source, Source):
+        raise ConfigError(f"{config.name} gives a {type(source).__name__}; it must give a redistill.data.Source")
+    return source
 
 
 def _missing(config: DataConfig, error: Exception) -> str:
@@ -181,6 +210,20 @@ def _cache_folder(cache: str) -> Path:
     if cache != "auto":
         return Path(cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "redistill" / "pictures"
+
+
+def _of_dataset(dataset: Any) -> Images:
+    targets = getattr(dataset, "targets", None)
+    labels = [int(dataset[i][1]) for i in range(len(dataset))] if targets is None else targets
+    return Images(lambda index: _as_tensor(dataset[index][0]), torch.as_tensor(labels).long())
+
+
+def _as_tensor(image: Any) -> Tensor:
+    """A tensor as it is; PIL's grey images with one channel, all others with three."""
+    if isinstance(image, Tensor):
+        return image
+    tensor: Tensor = pil_to_tensor(image if image.mode == "L" else image.convert("RGB"))
+    return tensor
 
 
 def _in_memory(pixels: Tensor, labels: Tensor) -> Images:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from redistill.config.settings import AugmentationConfig, DataConfig
 from redistill.data.datasets import EpochOrder, open_data, split_by_class
-from redistill.data.sources import SOURCES
+from redistill.data.sources import SOURCES, Source
 from redistill.errors import ConfigError, DataError
 
 
@@ -165,3 +165,31 @@ def test_faces_with_and_without_an_attribute(tmp_path, monkeypatch):
     assert divided.test.labels.tolist() == [1, 0]
     with pytest.raises(ConfigError, match="did you mean 'Smiling'"):
         open_data(replace(config, attribute="Smile"), seed=0)
+
+
+def colours(config):
+    pictures = [Image.new(mode, (8, 8), value) for mode, value in (("RGB", (255, 0, 0)), ("L", 128))]
+    pairs = [(pictures[i % 2], i % 2) for i in range(20)]
+    return Source.from_datasets(pairs, pairs)
+
+
+def no_source(config):
+    return []
+
+
+def test_a_data_set_of_ones_own_by_its_path():
+    config = DataConfig(name=f"{__name__}:colours", image_size=8, mean=(0.0,), std=(1.0,))
+    data = open_data(config, seed=0)
+    assert (data.classes, len(data.train), len(data.test)) == (2, 18, 20)
+    red, grey = data.test[0], data.test[1]
+    assert torch.equal(red["inputs"].mean((1, 2)), torch.tensor([1.0, 0.0, 0.0]))
+    assert (grey["inputs"].shape, grey["labels"]) == ((3, 8, 8), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("no_source", "gives a list; it must give a redistill.data.Source"), ("colour", "did you mean 'colours'")],
+)
+def test_what_is_no_data_set_is_refused(name, words):
+    with pytest.raises(ConfigError, match=words):
+        open_data(DataConfig(name=f"{__name__}:{name}"), seed=0)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from redistill.distillation.maps import pair, require_equal_grids
 from redistill.distillation.method import DistillationMethod, Losses, Need, Outputs, Targets, TrainingSet
 from redistill.distillation.options import choice
+from redistill.errors import TapError
 
 Distance = Literal["cosine", "mse"]
 
@@ -38,7 +39,12 @@ class RED(DistillationMethod):
         self.distance = choice(self.name, "distance", distance, ("cosine", "mse"))
 
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
-        """Check that every tap meets a teacher map of its own grid."""
+        """Check that there are taps, and that each meets a teacher map of its own grid."""
+        if not student.taps:
+            raise TapError(
+                "red: the student has no taps, for none were asked for or their RED blocks do not fit its budget; "
+                "choose a larger budget, or kd or reentry, which need none"
+            )
         for name, ours, theirs in pair(self.name, student.taps, teacher.taps, self.taps):
             require_equal_grids(self.name, name, ours, theirs)
 

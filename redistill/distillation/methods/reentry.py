@@ -40,7 +40,7 @@ class Reentry(DistillationMethod):
 def _maps(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     if student.reentry is None or teacher.reentry is None:
         raise TapError(
-            "reentry: the student's grid never meets the teacher's again; use red, whose taps pair equal grids"
+            "reentry: the student's grid never meets the teacher's again; use red, whose taps pair equal grids, or kd"
         )
     if student.reentry.shape != teacher.reentry.shape:
         raise TapError(
