@@ -192,6 +192,17 @@ def with_outputs(graph_module: GraphModule, places: Mapping[str, str], output: b
     return module
 
 
+def lay_behind(graph_module: GraphModule, place: str, name: str, module: nn.Module) -> str:
+    """Let all that reads a node read a module's output of it instead; returns the new node's name."""
+    node = next(node for node in graph_module.graph.nodes if node.name == place)
+    graph_module.add_submodule(name, module)
+    with graph_module.graph.inserting_after(node):
+        laid = graph_module.graph.call_module(name, (node,))
+    node.replace_all_uses_with(laid, delete_user_cb=lambda user: user is not laid)
+    graph_module.recompile()
+    return str(laid.name)
+
+
 def _copied(node: Node) -> Node:
     """A copy of the node's value, taken at once."""
     with node.graph.inserting_after(node):

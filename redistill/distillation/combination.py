@@ -87,6 +87,19 @@ class Distillation(nn.Module):
         for part in self.parts:
             part.method.build(student, by_name[part.share.teacher], training_set)
 
+    def begin(self, epoch: float) -> None:
+        """Prepare every method for a step, before the networks run."""
+        for part in self.parts:
+            part.method.begin(epoch)
+
+    def routes(self) -> dict[str, list[nn.Module]]:
+        """What the student's maps go through while it trains, by the name of a coarse stage."""
+        found: dict[str, list[nn.Module]] = {}
+        for part in self.parts:
+            for name, module in part.method.routes().items():
+                found.setdefault(name, []).append(module)
+        return found
+
     def forward(self, student: Outputs, teachers: Teachers, targets: Targets, epoch: float = 0.0) -> Losses:
         """The weighted losses of all methods, by "method/place"."""
         found: Losses = {}
@@ -133,6 +146,7 @@ def in_float32(outputs: Outputs) -> Outputs:
         stages=each(outputs.stages),
         preactivations=each(outputs.preactivations),
         reentry=None if outputs.reentry is None else outputs.reentry.float(),
+        coarse=each(outputs.coarse),
     )
 
 

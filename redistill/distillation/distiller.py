@@ -96,6 +96,7 @@ class Distiller(nn.Module):
         self, inputs: tuple[Tensor, ...], targets: Targets, epoch: float = 0.0, first_stage: bool = False
     ) -> tuple[Tensor, Losses]:
         """The same as calling it, with all that is known of the batch as :class:`Targets`."""
+        self.distillation.begin(epoch)
         student = self.student_view(*inputs)
         teachers = {name: view(*inputs) for name, view in self.teacher_views.items()}
         assert student.logits is not None
@@ -132,6 +133,7 @@ class Distiller(nn.Module):
         facts = training_set or TrainingSet(samples=0, classes=student.logits.shape[1])
         self.distillation.build(student, {name: view(*inputs) for name, view in self.teacher_views.items()}, facts)
         self.distillation.to(student.logits.device)
+        self.student_view.route(self.distillation.routes())
 
 
 def _as_inputs(student: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:

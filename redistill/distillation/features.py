@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from redistill.distillation.method import Need, Outputs
+from redistill.planning.stages import Stage
 from redistill.student import Student
 
 
@@ -19,6 +20,7 @@ class FeatureKind(enum.Enum):
     STAGE = "stage"
     PREACTIVATION = "pre-activation"
     REENTRY = "re-entry"
+    COARSE = "pooled stage"
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,31 @@ Nodes = Mapping[Feature, str]
 def student_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
     """The student's nodes that hold what is needed; a tap stands at its RED block's output."""
     taps = {n.meta["tap"]: n.name for n in student.graph.nodes if "tap" in n.meta}
-    return _tap_nodes(taps, needs) | _stage_nodes(student, needs)
+    coarse = {ours.name: ours.output for ours, _ in coarse_stages(student)} if Need.COARSE in needs else {}
+    return _tap_nodes(taps, needs) | _stage_nodes(student, needs) | _coarse_nodes(coarse)
 
 
 def teacher_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
     """The nodes of the student's own teacher that hold what is needed; a tap stands at the map that is imitated."""
     taps = {tap.name: tap.teacher_node for tap in student.record.taps}
-    return _tap_nodes(taps, needs) | _stage_nodes(student, needs)
+    coarse = {ours.name: theirs.output for ours, theirs in coarse_stages(student)} if Need.COARSE in needs else {}
+    return _tap_nodes(taps, needs) | _stage_nodes(student, needs) | _coarse_nodes(coarse)
+
+
+def coarse_stages(student: Student) -> list[tuple[Stage, Stage]]:
+    """The stages that the student pools, each with the teacher's first later stage of the grid that it has then."""
+    record = student.record
+    inner = [stage for stage in record.stages if not stage.boundary]
+    found = []
+    for stage in inner:
+        factor = record.plan.by_stage[stage.index]
+        like = [other for other in inner if other.grid == stage.student_grid(factor) and other.grid != stage.grid]
+        found += [(stage, like[0])] if like else []
+    return found
+
+
+def _coarse_nodes(coarse: Mapping[str, str]) -> dict[Feature, str]:
+    return {Feature(FeatureKind.COARSE, name): node for name, node in coarse.items()}
 
 
 def _tap_nodes(taps: Mapping[str, str], needs: frozenset[Need]) -> dict[Feature, str]:
@@ -73,4 +93,5 @@ def as_outputs(logits: Tensor | None, maps: Mapping[str, Tensor], nodes: Nodes) 
         stages=of(FeatureKind.STAGE),
         preactivations=of(FeatureKind.PREACTIVATION),
         reentry=of(FeatureKind.REENTRY).get(""),
+        coarse=of(FeatureKind.COARSE),
     )

@@ -30,6 +30,7 @@ class Need(enum.Enum):
     PREACTIVATIONS = "pre-activations"
     POOLED = "pooled features"
     REENTRY = "the re-entry map"
+    COARSE = "maps of pooled stages"
     HARD_LABELS = "one label per image"
     INDICES = "sample indices"
 
@@ -44,6 +45,7 @@ class Outputs:
         stages: the last map of each stage after its activation.
         preactivations: the same maps before the activation, where signs exist.
         reentry: the first map from which on student and teacher have equal grids for good.
+        coarse: the last map of each stage that the student pools, and the teacher's of the first stage of that grid.
     """
 
     logits: Tensor | None = None
@@ -51,6 +53,7 @@ class Outputs:
     stages: Mapping[str, Tensor] = field(default_factory=dict)
     preactivations: Mapping[str, Tensor] = field(default_factory=dict)
     reentry: Tensor | None = None
+    coarse: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def pooled(self) -> Tensor:
@@ -118,6 +121,13 @@ class DistillationMethod(nn.Module, ABC):
 
     def build(self, student: Outputs, teacher: Outputs, training_set: TrainingSet) -> None:
         """Create helper parameters for the shapes of these example outputs, or say why the method cannot apply."""
+
+    def begin(self, epoch: float) -> None:
+        """Prepare for a step after so many epochs, a fraction within one; before the networks run."""
+
+    def routes(self) -> Mapping[str, nn.Module]:
+        """Modules of this method through which the student's maps go while it trains, by the name of a coarse stage."""
+        return {}
 
     @abstractmethod
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:

@@ -26,6 +26,7 @@ from redistill.distillation.methods.red import RED
 from redistill.distillation.methods.reentry import Reentry
 from redistill.distillation.methods.reviewkd import ReviewKD
 from redistill.distillation.methods.rkd import RKD
+from redistill.distillation.methods.scaffold import Scaffold
 from redistill.distillation.methods.sp import SP
 from redistill.distillation.methods.stage import Stage
 from redistill.distillation.methods.vid import VID
@@ -34,7 +35,7 @@ from redistill.errors import ConfigError
 from redistill.internal.plugins import find
 from redistill.internal.suggestions import suggest
 
-_OURS: tuple[type[DistillationMethod], ...] = (RED, Stage, KD, MSE, Reentry)
+_OURS: tuple[type[DistillationMethod], ...] = (RED, Scaffold, Stage, KD, MSE, Reentry)
 _FEATURES: tuple[type[DistillationMethod], ...] = (FitNet, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD, KDSVD)
 _LATER: tuple[type[DistillationMethod], ...] = (OFD, ReviewKD, DKD, MLLD)
 

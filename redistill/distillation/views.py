@@ -5,16 +5,18 @@ Inputs are what the network takes: images [B, C, H, W], for denoisers also times
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from redistill.distillation.features import Nodes, as_outputs, student_nodes, teacher_nodes
+from redistill.distillation.features import Feature, FeatureKind, Nodes, as_outputs, student_nodes, teacher_nodes
 from redistill.distillation.method import Need, Outputs
 from redistill.distillation.pairing import capture_like, is_architecture_of, pair_by_grid
 from redistill.errors import ConfigError
-from redistill.student import Student, with_outputs
+from redistill.student import Student, lay_behind, with_outputs
 
 SEEN_FROM_OUTSIDE = frozenset({Need.LOGITS, Need.HARD_LABELS, Need.INDICES})
 """What can be known of a network without looking inside."""
@@ -34,6 +36,14 @@ class View:
     def __call__(self, *inputs: Tensor) -> Outputs:
         """Run the network."""
         return self.sort(self.module(*inputs))
+
+    def route(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
+        """Send the maps of coarse stages through modules, for all that comes after them in the network."""
+        for name, passed in modules.items():
+            assert isinstance(self.module, GraphModule)
+            node = (self.nodes or {})[Feature(FeatureKind.COARSE, name)]
+            for number, module in enumerate(passed):
+                node = lay_behind(self.module, node, f"route_{node}_{number}", module)
 
     def sort(self, found: Any) -> Outputs:
         """What the module gave, by kind."""

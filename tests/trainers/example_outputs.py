@@ -22,6 +22,7 @@ def outputs(sizes, widths, *, seed, taps=None):
         stages={name: draw(BATCH, width, size, size) for name, size, width in grids},
         preactivations={name: draw(BATCH, width, size, size) for name, size, width in grids},
         reentry=draw(BATCH, 4, 3, 3),
+        coarse={name: draw(BATCH, width, size, size) for name, size, width in (taps or grids)},
     )
 
 
@@ -50,4 +51,11 @@ def soft_targets():
 
 def tensors(given):
     """Every tensor of some outputs."""
-    return [given.logits, given.reentry, *given.taps.values(), *given.stages.values(), *given.preactivations.values()]
+    return [
+        given.logits,
+        given.reentry,
+        *given.taps.values(),
+        *given.stages.values(),
+        *given.preactivations.values(),
+        *given.coarse.values(),
+    ]

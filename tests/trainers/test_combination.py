@@ -29,6 +29,7 @@ def detached(given):
         *({name: value.detach() for name, value in maps.items()} for maps in (given.taps, given.stages)),
         {name: value.detach() for name, value in given.preactivations.items()},
         given.reentry.detach(),
+        {name: value.detach() for name, value in given.coarse.items()},
     )
 
 
