@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from redistill.distillation.catalogue import methods
     from redistill.distillation.distiller import Distiller
     from redistill.errors import InfeasibleBudgetError, RedistillError
-    from redistill.memory.conventions import MemoryProfile
+    from redistill.memory.conventions import Convention
+    from redistill.memory.lifetimes import MemoryProfile
     from redistill.memory.meter import measure
     from redistill.memory.profiling import profile
     from redistill.student import Student
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "Convention",
     "Distiller",
     "InfeasibleBudgetError",
     "MemoryProfile",
@@ -38,9 +40,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Convention": "memory.conventions",
     "Distiller": "distillation.distiller",
     "InfeasibleBudgetError": "errors",
-    "MemoryProfile": "memory.conventions",
+    "MemoryProfile": "memory.lifetimes",
     "RedistillError": "errors",
     "Student": "student",
     "fit": "compiler.fitting",

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from redistill.errors import RedistillError
 from redistill.internal.files import write_atomically
-from redistill.memory.conventions import CONVENTIONS
+from redistill.memory.conventions import CONVENTIONS, DEPLOY
 from redistill.memory.recording import ITEM_SIZES
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
 
-CONVENTION_HELP = """conventions of peak memory (bytes of activations alive at once; weights never count):
-  deploy  batch norm folded, activations and sums overwrite a dying input, input freed after its last use (default)
-  arena   batch norm folded, nothing in place: a planned arena, as ExecuTorch's without delegates
-  graph   as the traced graph runs in PyTorch: input pinned, temporary buffers counted
-  eager   as the module itself runs in PyTorch, what its Python frames keep alive included"""
+CONVENTION_HELP = "conventions of peak memory (bytes of activations alive at once; weights never count):\n" + "\n".join(
+    f"  {name:<8}{convention.about}{' (default)' * (convention is DEPLOY)}" for name, convention in CONVENTIONS.items()
+)
 
 MODEL_HELP = """models:
   torchvision:NAME, timm:NAME, diffusers:CLASS, redistill:NAME, package.module:function

@@ -19,7 +19,9 @@ from redistill.errors import StudentError
 
 RECIPE = "student.yaml"
 WEIGHTS = "weights.safetensors"
-FORMAT = 1
+FORMAT = 2
+_FLAT = ("budget", "convention", "dtype", "objective", "reorder", "init")
+"""What the first format kept beside the plan; later ones keep it as the request."""
 
 
 def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
@@ -71,7 +73,9 @@ def read(directory: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "its recipe is not valid YAML"
         raise StudentError(f"{directory} is not a student folder: {RECIPE}: {reason}") from error
-    needed = {"format", "inputs", "plan", "taps", "convention", "objective", "init", "weights", "peak_bytes"}
+    needed = {"format", "teacher", "inputs", "request", "plan", "taps", "weights", "peak_bytes"}
+    if isinstance(recipe, dict) and recipe.get("format") == 1:
+        recipe = _from_first_format(recipe)
     if not isinstance(recipe, dict) or not needed <= recipe.keys():
         raise StudentError(f"{directory / RECIPE} is damaged: it must have {', '.join(sorted(needed))}")
     if recipe["format"] != FORMAT:
@@ -82,6 +86,13 @@ def read(directory: Path) -> dict[str, Any]:
     if _digest(weights) != recipe["weights"].get("sha256"):
         raise StudentError(f"{weights} is damaged: its checksum is not the recipe's; save the student again")
     return recipe
+
+
+def _from_first_format(recipe: dict[str, Any]) -> dict[str, Any]:
+    request = {key: recipe.get(key) for key in _FLAT}
+    if request["objective"] == "factors":
+        request |= {"objective": "macs", "factors": [stage["factor"] for stage in recipe["plan"]]}
+    return {**recipe, "format": FORMAT, "request": request}
 
 
 def load_weights(module: nn.Module, directory: Path) -> None:

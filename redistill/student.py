@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from redistill import recipe
-from redistill.errors import TapError
+from redistill.compiler.request import Request
+from redistill.errors import StudentError, TapError
 from redistill.internal.text import format_shapes
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
@@ -44,11 +45,7 @@ class Provenance:
     model: str | None
     weights: str
     inputs: tuple[InputSpec, ...]
-    budget: str | None
-    convention: str
-    dtype: str | None
-    init: str
-    reorder: bool
+    request: Request
     notes: tuple[str, ...]
     seconds: float
 
@@ -71,19 +68,14 @@ class Student(GraphModule):
 
     An ordinary module: its state dict keeps the teacher's keys, RED blocks come under ``red.*``; there are no hooks.
     ``tapped()`` and ``teacher_tapped()`` give modules over the same weights whose outputs include the taps. What it
-    knows of itself is in ``record``, and each part of that under its own name too, unless the teacher has a submodule
-    so called.
+    knows of itself is in ``record``, and each part of that under its own name too. Where the teacher has a submodule
+    called like one of our own names, the name is the submodule's; ``Student.save(student, folder)`` is ours still.
     """
 
-    plan: PoolingPlan
-    taps: tuple[Tap, ...]
-    stages: tuple[Stage, ...]
-    teacher_profile: MemoryProfile
-    profile: MemoryProfile
-    reentry: str | None
-    provenance: Provenance
-
     def __init__(self, root: Any, graph: Graph, class_name: str = "Student") -> None:
+        names = {name.partition(".")[0] for name in (root if isinstance(root, dict) else root._modules)}
+        for name in names & Student.__dict__.keys():
+            setattr(type(self), name, _submodule(name))  # of this instance alone: torch gives each graph its own class
         super().__init__(root, graph, class_name)
 
     @classmethod
@@ -93,21 +85,61 @@ class Student(GraphModule):
         student.meta["student"] = record
         return student
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            record = self.__dict__.get("meta", {}).get("student")
-            if record is None or name not in StudentRecord.__dataclass_fields__:
-                raise
-            return getattr(record, name)
+    @classmethod
+    def load(cls, directory: str | Path, teacher: nn.Module | None = None) -> Student:
+        """Load a saved student: :func:`redistill.load_student`."""
+        from redistill.compiler.pipeline import load_student  # which makes students
+
+        return load_student(directory, teacher)
+
+    def _deepcopy_init(self) -> Any:
+        return Student.__init__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise StudentError(
+            "a student is not pickled (an unpickled graph would no longer work in place); write it with "
+            "student.save(folder) and read it with redistill.load_student(folder), or keep student.state_dict()"
+        )
 
     @property
     def record(self) -> StudentRecord:
         """All that the student knows of itself."""
-        found = self.meta["student"]
-        assert isinstance(found, StudentRecord)
-        return found
+        return record_of(self)
+
+    @property
+    def plan(self) -> PoolingPlan:
+        """The pooling plan, and what it reaches."""
+        return record_of(self).plan
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Where the student is compared with its teacher."""
+        return record_of(self).taps
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The teacher's stages."""
+        return record_of(self).stages
+
+    @property
+    def teacher_profile(self) -> MemoryProfile:
+        """The teacher's memory."""
+        return record_of(self).teacher_profile
+
+    @property
+    def profile(self) -> MemoryProfile:
+        """The student's memory."""
+        return record_of(self).profile
+
+    @property
+    def reentry(self) -> str | None:
+        """The node from which on the student's grids are the teacher's; None if there is none."""
+        return record_of(self).reentry
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the student comes from, and what was asked of it."""
+        return record_of(self).provenance
 
     def tapped(self, features: Mapping[str, str] | None = None) -> GraphModule:
         """A module over the student's own weights that also returns what stands at the taps.
@@ -131,24 +163,24 @@ class Student(GraphModule):
             features: further graph nodes to return, by the name they shall have.
             output: whether the teacher's output is wanted; None is returned in its place otherwise.
         """
-        inputs = tuple(spec.example() for spec in self.record.provenance.inputs)
+        inputs = tuple(spec.example() for spec in record_of(self).provenance.inputs)
         device = next((p.device for p in teacher.parameters()), None)
         graph_module = capture(teacher, tuple(x.to(device) for x in inputs), check=False).graph_module
-        places = {tap.name: tap.teacher_node for tap in self.record.taps} | dict(features or {})
+        places = {tap.name: tap.teacher_node for tap in record_of(self).taps} | dict(features or {})
         return with_outputs(graph_module, places, output)
 
     def report(self) -> str:
         """The terminal report: teacher and student side by side."""
-        return render(self.comparison())
+        return render(Student.comparison(self))
 
     def comparison(self) -> Comparison:
         """What the reports show."""
-        record, origin = self.record, self.record.provenance
+        record, origin = record_of(self), record_of(self).provenance
         return Comparison(
             title=origin.model or origin.teacher,
             input=format_shapes(origin.inputs),
-            convention=origin.convention,
-            dtype=origin.dtype,
+            convention=origin.request.convention,
+            dtype=origin.request.dtype,
             teacher=record.teacher_profile,
             student=record.profile,
             stages=record.stages,
@@ -165,7 +197,23 @@ class Student(GraphModule):
         Raises:
             StudentError: the folder cannot be written, or holds something that is not a student.
         """
-        return recipe.write(Path(directory), to_recipe(self.record), self)
+        return recipe.write(Path(directory), to_recipe(record_of(self)), self)
+
+
+def _submodule(name: str) -> property:
+    def get(student: nn.Module) -> nn.Module | None:
+        if name not in student._modules:
+            raise AttributeError(name)
+        return student._modules[name]
+
+    return property(get)
+
+
+def record_of(student: Student) -> StudentRecord:
+    """What the student knows of itself, whatever its teacher's submodules are called."""
+    found = student.meta["student"]
+    assert isinstance(found, StudentRecord)
+    return found
 
 
 def with_outputs(graph_module: GraphModule, places: Mapping[str, str], output: bool = True) -> GraphModule:
@@ -230,12 +278,7 @@ def to_recipe(record: StudentRecord) -> dict[str, Any]:
         "model": origin.model,
         "weights_of_teacher": origin.weights,
         "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in origin.inputs],
-        "budget": origin.budget,
-        "convention": origin.convention,
-        "dtype": origin.dtype,
-        "objective": record.plan.objective,
-        "reorder": origin.reorder,
-        "init": origin.init,
+        "request": origin.request.to_plain(),
         "peak_bytes": {"teacher": record.teacher_profile.peak_bytes, "student": record.plan.peak_bytes},
         "plan": [
             {"stage": s.name, "grid": list(s.grid), "factor": record.plan.by_stage[s.index]}

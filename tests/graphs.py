@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill import profile
+from redistill.memory.conventions import Convention
 from redistill.memory.recording import GraphRecord, Operation, Storage
 from redistill.tracing.capture import capture
 
@@ -73,7 +74,7 @@ def _must_precede(record: GraphRecord, first: Operation, second: Operation) -> b
     return bool(written_then_touched or touched_then_written)
 
 
-def simulate(record: GraphRecord, order: Sequence[int], convention: str) -> int:
+def simulate(record: GraphRecord, order: Sequence[int], convention: Convention) -> int:
     """Peak of a record without batch norms, counted anew at every step; in-place writes only under ``graph``."""
     unread = {
         index: {step for step in order if index in record.operations[step].reads}
@@ -81,15 +82,15 @@ def simulate(record: GraphRecord, order: Sequence[int], convention: str) -> int:
     }
     alive: set[int] = set()
     peak = 0
-    if convention == "graph":
+    if convention.as_written:
         alive = {i for i, s in enumerate(record.storages) if s.is_input}
     for step in order:
         now = record.operations[step]
         alive |= set(now.creates)
         total = sum(record.storages[i].bytes for i in alive)
-        if convention == "graph":
+        if convention.as_written:
             total += now.transient_bytes
-        elif convention == "deploy" and now.overwrites and len(now.creates) == 1:
+        elif convention.overwrites and now.overwrites and len(now.creates) == 1:
             size = record.storages[now.creates[0]].bytes
             dying = [record.storages[i] for i in now.reads if unread[i] == {step}]
             if any(s.bytes == size and not s.is_input for s in dying):
@@ -97,5 +98,5 @@ def simulate(record: GraphRecord, order: Sequence[int], convention: str) -> int:
         peak = max(peak, total)
         for index in now.reads:
             unread[index].discard(step)
-        alive -= {i for i in alive if not unread[i] and not (convention == "graph" and record.storages[i].is_input)}
+        alive -= {i for i in alive if not unread[i] and not (convention.pins_input and record.storages[i].is_input)}
     return peak

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redistill import measure, profile
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.models import example_inputs, load_model
 from redistill.models.paper import PAPER_PAIRS
 from tests.graphs import trace

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistill import RedistillError, profile
-from redistill.memory.conventions import Buffer
+from redistill.memory.lifetimes import Buffer
 from redistill.memory.packing import ArenaLayout, pack, verify
 from redistill.models import load_model
 from tests.graphs import trace

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from redistill.compiler.analysis import analyze
 from redistill.errors import PlanError
+from redistill.memory.conventions import DEPLOY
 from redistill.models import load_model
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
@@ -264,7 +265,7 @@ def test_a_step_that_no_stride_can_make_names_both_stages():
 def test_on_networks_too_every_plan_is_found_at_its_own_peak(name, size, tapped):
     x = torch.empty(1, 3, size, size)
     analysis = analyze(load_model(f"torchvision:{name}", "random"), (x,), check=False)
-    scaling = ScalingModel(analysis.stages, "deploy", candidate_factors(analysis.stages))
+    scaling = ScalingModel(analysis.stages, DEPLOY, candidate_factors(analysis.stages))
     problem = scaling.problem(analysis.crossings if tapped else ())
     plans = list(legal_plans(problem))
     peaks = [problem.peak(plan) for plan in plans]

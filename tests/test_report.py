@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from redistill.errors import RedistillError
-from redistill.memory.conventions import Buffer, MemoryProfile, Step
+from redistill.memory.conventions import DEPLOY, GRAPH
+from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
 from redistill.planning.search import Certificate, PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
@@ -62,7 +63,7 @@ def _teacher() -> MemoryProfile:
         Buffer("body_0", "body.0", (1, 8, 2, 2), "float32", MIB // 2, 3, 4),
         Buffer("fc", "fc", (1, 10), "float32", 40, 4, 4),
     )
-    return MemoryProfile("deploy", timeline, buffers, 3 * MIB, parameters=1000)
+    return MemoryProfile(DEPLOY, timeline, buffers, 3 * MIB, parameters=1000)
 
 
 def _student() -> MemoryProfile:
@@ -82,7 +83,7 @@ def _student() -> MemoryProfile:
         Buffer("body_0", "body.0", (1, 8, 2, 2), "float32", MIB // 2, 4, 5),
         Buffer("fc", "fc", (1, 10), "float32", 40, 5, 5),
     )
-    return MemoryProfile("deploy", timeline, buffers, MIB, parameters=1100)
+    return MemoryProfile(DEPLOY, timeline, buffers, MIB, parameters=1100)
 
 
 def _comparison(limit: int | None = 3 * MIB // 2, **changes: object) -> Comparison:
@@ -152,7 +153,7 @@ def test_timelines_align_by_node() -> None:
 
 def test_groups_cover_the_timeline_and_open_long_modules() -> None:
     steps = [Step("x", "", 1), *(Step(f"b{i}_{j}", f"body.{i}.{j}", i + j) for i in range(3) for j in range(4))]
-    profile = MemoryProfile("graph", tuple(steps), (), None)
+    profile = MemoryProfile(GRAPH, tuple(steps), (), None)
     assert [g.name for g in group_steps(profile)] == ["input", *(f"body.{i}.{j}" for i in range(3) for j in range(4))]
     groups = group_steps(profile, most=4)
     assert [(g.name, g.first, g.last, g.peak_bytes) for g in groups] == [
@@ -262,7 +263,7 @@ def test_a_missed_budget_and_a_broken_promise_are_said() -> None:
 
 def test_many_buffers_at_the_peak_are_summed_up() -> None:
     buffers = tuple(Buffer(f"n{i}", f"m{i}", (1,), "float32", 1024, 0, 0) for i in range(11))
-    text = render_profile(MemoryProfile("graph", (Step("n", "m", 11 * 1024),), buffers, None), "many")
+    text = render_profile(MemoryProfile(GRAPH, (Step("n", "m", 11 * 1024),), buffers, None), "many")
     assert "3.000 KiB  27.3 %  3 more" in text
 
 

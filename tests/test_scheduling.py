@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from redistill import measure, profile
-from redistill.memory.conventions import lifetimes, timeline
+from redistill.memory.conventions import ARENA, DEPLOY, GRAPH, Convention
+from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.order import best_order, lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.models import load_model
 from redistill.passes.reorder import ReorderPass
 from tests.graphs import MAP, image, legal_orders, operation, reordered, simulate, storage, trace
 
-CONVENTIONS = ("graph", "arena", "deploy")
+CONVENTIONS = (GRAPH, ARENA, DEPLOY)
 SIZES = st.sampled_from([1, 2, 3, 5, 8])
 
 
@@ -37,11 +38,11 @@ def records(draw, writes: bool = False, operations: int = 6) -> GraphRecord:
     return GraphRecord(tuple(steps), tuple(storages))
 
 
-def peak_of(record: GraphRecord, convention: str) -> int:
+def peak_of(record: GraphRecord, convention: Convention) -> int:
     return max(step.live_bytes for step in timeline(record, lifetimes(record, convention), convention))
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
 @settings(max_examples=60)
 @given(record=records())
 def test_the_best_order_is_that_of_brute_force(convention, record):
@@ -52,7 +53,7 @@ def test_the_best_order_is_that_of_brute_force(convention, record):
     assert found.peak_bytes == peaks[found.positions] == min(peaks.values())
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
 @settings(max_examples=40)
 @given(record=records())
 def test_no_order_goes_below_the_bound_and_lifetimes_agree_with_a_plain_simulation(convention, record):
@@ -63,15 +64,15 @@ def test_no_order_goes_below_the_bound_and_lifetimes_agree_with_a_plain_simulati
         assert lower_bound(again, convention) == bound
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
 @settings(max_examples=60)
 @given(record=records(writes=True))
 def test_with_in_place_writes_too(convention, record):
     peaks = {order: peak_of(reordered(record, order), convention) for order in legal_orders(record)}
     found = best_order(record, convention)
     assert lower_bound(record, convention) <= found.peak_bytes == peaks[found.positions] == min(peaks.values())
-    if convention == "graph":
-        assert peaks == {order: simulate(record, order, "graph") for order in peaks}
+    if convention is GRAPH:
+        assert peaks == {order: simulate(record, order, GRAPH) for order in peaks}
 
 
 def test_operations_reached_again_at_a_lower_peak_count():
@@ -80,8 +81,8 @@ def test_operations_reached_again_at_a_lower_peak_count():
     sizes, reads = (1, 8, 4, 4, 4), ([], [0], [0], [1], [2, 3])
     storages = tuple(storage(name, size, name == "x") for name, size in zip("xabcd", sizes, strict=True))
     record = GraphRecord(tuple(operation("", read, [index]) for index, read in enumerate(reads)), storages)
-    found = best_order(record, "arena")
-    assert peak_of(record, "arena") == 16
+    found = best_order(record, ARENA)
+    assert peak_of(record, ARENA) == 16
     assert (found.positions, found.peak_bytes, found.optimal) == ((0, 1, 3, 2, 4), 13, True)
 
 
@@ -96,7 +97,7 @@ def test_an_order_that_meets_the_bound_is_left_alone():
 
 def test_a_search_cut_short_is_improved_step_by_step_and_claims_nothing():
     record = record_graph(trace(Projection(), image(4)), [image(4)])
-    found = best_order(record, "deploy", max_states=1)
+    found = best_order(record, DEPLOY, max_states=1)
     assert (found.positions, found.peak_bytes, found.optimal) == ((0, 1, 3, 2, 4, 5), 17 * MAP, False)
 
 
@@ -116,9 +117,9 @@ def test_projecting_the_shortcut_first_provably_helps():
     # As written, at project: x 4 + wide 8 + project 8 = 20. Projected after narrow: x 4 + 1 + 8 = 13, then
     # wide: 1 + 8 + 8 = 17, and the sum in place is 16. The bound is 16: any order must hold both summands.
     record = record_graph(trace(Projection(), image(4)), [image(4)])
-    found = best_order(record, "deploy")
-    assert peak_of(record, "deploy") == 20 * MAP
-    assert lower_bound(record, "deploy") == 16 * MAP
+    found = best_order(record, DEPLOY)
+    assert peak_of(record, DEPLOY) == 20 * MAP
+    assert lower_bound(record, DEPLOY) == 16 * MAP
     assert (found.peak_bytes, found.optimal) == (17 * MAP, True)
 
 
@@ -170,7 +171,7 @@ class WriteAfterRead(nn.Module):
         return torch.cat([early, late], 1)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
 def test_an_in_place_write_stays_after_those_who_read_before_it(convention):
     x = image(1)
     module = trace(WriteAfterRead(), x)
@@ -212,7 +213,7 @@ def test_inputs_stay_where_the_caller_gives_them():
     module = trace(TwoInputs(), small, large)
     before = module(small, large)
     assert profile(module, (small, large)).peak_bytes == 25 * MAP
-    assert best_order(record_graph(module, [small, large]), "deploy").peak_bytes == 18 * MAP
+    assert best_order(record_graph(module, [small, large]), DEPLOY).peak_bytes == 18 * MAP
     assert ReorderPass("deploy")(module).modified
     assert [n.name for n in module.graph.find_nodes(op="placeholder")] == ["small", "large"]
     assert torch.equal(module(small, large), before)

@@ -4,6 +4,7 @@ import torchvision
 
 from redistill.compiler.analysis import analyze
 from redistill.errors import TapError
+from redistill.memory.conventions import DEPLOY
 from redistill.models import load_model
 from redistill.planning.red_overhead import red_overhead
 from redistill.planning.taps import choose_taps, read_taps, resolve_taps
@@ -60,7 +61,7 @@ def test_a_unet_is_tapped_on_both_ways():
 
 
 def places(resnet, *pairs):
-    entries = [{"student": s, "teacher": t} for s, t in pairs]
+    entries = tuple(pairs)
     return resolve_taps(entries, resnet.graph_module, (1,) * 6, resnet.stages)
 
 
@@ -78,7 +79,7 @@ def test_taps_by_hand_are_checked(resnet):
 def test_a_tap_file_is_read_or_refused(tmp_path):
     file = tmp_path / "taps.yaml"
     file.write_text('- {student: "layer2.0 in", teacher: "layer3.0 in"}\n')
-    assert read_taps(file) == ({"student": "layer2.0 in", "teacher": "layer3.0 in"},)
+    assert read_taps(file) == (("layer2.0 in", "layer3.0 in"),)
     file.write_text("- {student: a}\n")
     with pytest.raises(TapError, match="must be a list of"):
         read_taps(file)
@@ -89,5 +90,5 @@ def test_a_tap_file_is_read_or_refused(tmp_path):
 def test_how_much_a_block_needs_is_found_without_a_draw():
     red_overhead.cache_clear()
     before = torch.get_rng_state()
-    red_overhead("deploy")
+    red_overhead(DEPLOY)
     assert torch.equal(torch.get_rng_state(), before)

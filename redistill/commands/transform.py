@@ -12,6 +12,7 @@ from redistill.errors import PlanError
 from redistill.memory.meter import measure
 from redistill.planning.search import OBJECTIVES
 from redistill.report import plot, to_json, write_page
+from redistill.student import Student
 
 EXAMPLES = """examples:
   python -m redistill.transform --budget 4x
@@ -68,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, inputs, given.budget, given.convention, given.objective, given.taps, factors,
         dtype=given.dtype, init=given.init, reorder=given.reorder, model=given.model, weights=weights,
     ).eval()  # fmt: skip
-    comparison = student.comparison()
+    comparison = Student.comparison(student)
     if given.output:
-        student.save(given.output)
+        Student.save(student, given.output)
     if given.plot:
         plot(comparison, given.plot)
     if given.html:
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         write_json(to_json(comparison), given.json)
     if given.json != "-":
-        sys.stdout.write(student.report() + "\n")
+        sys.stdout.write(Student.report(student) + "\n")
         for name, path in (("student", given.output), ("plot", given.plot), ("page", given.html), ("json", given.json)):
             if path:
                 sys.stdout.write(f"{name} written to {path}\n")

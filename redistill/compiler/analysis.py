@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from redistill.memory.conventions import MemoryProfile, check_convention
+from redistill.memory.conventions import DEPLOY, Convention
+from redistill.memory.lifetimes import MemoryProfile, check_dtype
 from redistill.memory.profiling import count_parameters, profile, profile_record
 from redistill.passes.reorder import ReorderPass
 from redistill.planning.crossings import Crossing, find_crossings
@@ -22,13 +24,14 @@ class Analysis:
 
     graph_module: GraphModule
     inputs: tuple[Tensor, ...]
-    convention: str
+    convention: Convention
     dtype: str | None
     profile: MemoryProfile
     stages: StageGraph
     crossings: tuple[Crossing, ...]
     notes: tuple[str, ...]
     training: bool
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -39,7 +42,7 @@ class Analysis:
 def analyze(
     teacher: nn.Module,
     inputs: tuple[Tensor, ...],
-    convention: str = "deploy",
+    convention: Convention = DEPLOY,
     dtype: str | None = None,
     reorder: bool = False,
     leaf_modules: Iterable[type[nn.Module]] = (),
@@ -48,19 +51,21 @@ def analyze(
     """Trace, check, profile and partition ``teacher``; with ``reorder``, in the order of least memory.
 
     Raises:
-        ModelError: the teacher does not run on the inputs, or an unknown convention.
+        ModelError: the teacher does not run on the inputs, or an unknown type.
         TraceError: it cannot be traced, or the trace fails a check.
     """
-    check_convention(convention, dtype)
+    started = time.perf_counter()
+    check_dtype(dtype)
     captured = capture(teacher, inputs, leaf_modules, check)
     graph_module, notes = captured.graph_module, captured.notes
     if reorder:
         ReorderPass(convention)(graph_module)
         notes += ("operations are in the order of least memory",)
     stages = find_stages(graph_module, inputs, dtype)
-    if convention == "eager":  # the module's own Python frames, which no rewritten graph has
-        found = profile(teacher, inputs, "eager", dtype)
+    if convention.of_module:  # the module's own Python frames, which no rewritten graph has
+        found = profile(teacher, inputs, convention, dtype)
     else:
         found = replace(profile_record(stages.record, convention), parameters=count_parameters(teacher), dtype=dtype)
     crossings = find_crossings(graph_module, stages)
-    return Analysis(graph_module, inputs, convention, dtype, found, stages, crossings, notes, teacher.training)
+    seconds = time.perf_counter() - started
+    return Analysis(graph_module, inputs, convention, dtype, found, stages, crossings, notes, teacher.training, seconds)

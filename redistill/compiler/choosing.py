@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from redistill.compiler.analysis import Analysis
+from redistill.compiler.request import Request
 from redistill.compiler.rewriting import Rewritten, rewrite
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
 from redistill.internal.text import format_bytes, format_shape
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
     OBJECTIVES,
@@ -22,7 +23,7 @@ from redistill.planning.search import (
     pool_earliest,
     solve,
 )
-from redistill.planning.taps import Tap, choose_taps, read_taps, resolve_taps
+from redistill.planning.taps import Tap, choose_taps, resolve_taps
 
 MAX_ATTEMPTS = 64
 
@@ -38,16 +39,8 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asks of the taps: ``auto``, ``none``, a file or the places themselves; and how RED blocks start."""
-
-    taps: str | tuple[dict[str, str], ...] = "auto"
-    init: str = "gentle"
-
-
-def choose(analysis: Analysis, limit: int, objective: str, wishes: Wishes) -> Choice:
-    """The best student within ``limit`` bytes.
+def choose(analysis: Analysis, request: Request) -> Choice:
+    """Choose the plan and the taps that the request asks for: those given, or the best within its budget.
 
     First all automatic taps are part of the plan and the deepest stage keeps the teacher's grid. Where no plan fits so,
     taps that do not fit are left out, and then the deepest stage may be pooled too; a note says so.
@@ -55,11 +48,15 @@ def choose(analysis: Analysis, limit: int, objective: str, wishes: Wishes) -> Ch
     Raises:
         InfeasibleBudgetError: no plan fits; the message says what stands in the way.
     """
-    goal = _objective(objective, analysis)
+    if request.factors is not None:
+        return carry_out(analysis, request.factors, request)
+    limit = request.limit(analysis.profile.peak_bytes)
+    assert limit is not None, "a request has factors or a budget"
+    goal = _objective(request.objective, analysis)
     attempts = [(True, True), (False, True), (True, False), (False, False)]
-    for with_taps, restore in attempts if wishes.taps == "auto" else [(False, True), (False, False)]:
+    for with_taps, restore in attempts if request.taps == "auto" else [(False, True), (False, False)]:
         problem = _problem(analysis, with_taps, restore)
-        found = _first_that_holds(analysis, problem, limit, goal, wishes, drop_taps=not with_taps)
+        found = _first_that_holds(analysis, problem, limit, goal, request, drop_taps=not with_taps)
         if found is not None:
             notes = found.notes
             if not restore:
@@ -68,15 +65,15 @@ def choose(analysis: Analysis, limit: int, objective: str, wishes: Wishes) -> Ch
     raise InfeasibleBudgetError(explain(analysis, limit))
 
 
-def carry_out(analysis: Analysis, factors: Sequence[int], wishes: Wishes) -> Choice:
+def carry_out(analysis: Analysis, factors: Sequence[int], request: Request) -> Choice:
     """The student with exactly these pooling factors, one for each free stage.
 
     Raises:
         PlanError: a wrong number of factors, or factors that no strides can make.
     """
     by_stage = expand(analysis, factors)
-    taps = _taps(analysis, by_stage, wishes)
-    return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, wishes.init), None)
+    taps = _taps(analysis, by_stage, request)
+    return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, request.init), None)
 
 
 def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
@@ -85,9 +82,7 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
     if len(factors) != len(free):
         names = ", ".join(f"{s.name} {s.grid[0]}x{s.grid[1]}" for s in free)
         raise PlanError(f"{analysis.name} has {len(free)} stages ({names}), but {len(factors)} factors were given")
-    if any(int(f) != f or f < 1 for f in factors):
-        raise PlanError(f"pooling factors are whole numbers from 1 on, not {', '.join(map(str, factors))}")
-    given = dict(zip((s.index for s in free), (int(f) for f in factors), strict=True))
+    given = dict(zip((s.index for s in free), factors, strict=True))
     for stage in free:
         if stage.fixed and given[stage.index] != 1:
             raise PlanError(f"stage {stage.name} must keep factor 1, for {stage.fixed}")
@@ -97,7 +92,9 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
     return by_stage
 
 
-def _objective(name: str, analysis: Analysis) -> Objective:
+def _objective(name: str | Objective, analysis: Analysis) -> Objective:
+    if isinstance(name, Objective):
+        return name
     if name == "macs":
         return keep_most_macs()
     if name == "earliest":
@@ -112,7 +109,7 @@ def _problem(analysis: Analysis, with_taps: bool, restore_deepest: bool) -> Plan
 
 
 def _first_that_holds(
-    analysis: Analysis, problem: PlanningProblem, limit: int, goal: Objective, wishes: Wishes, drop_taps: bool
+    analysis: Analysis, problem: PlanningProblem, limit: int, goal: Objective, request: Request, drop_taps: bool
 ) -> Choice | None:
     """Go down the plans from the best until one, carried out, stays within the limit."""
     for _ in range(MAX_ATTEMPTS):
@@ -120,7 +117,7 @@ def _first_that_holds(
         if solution is None:
             return None
         by_stage = problem.factors(solution.plan)
-        found = _carry_out_within(analysis, by_stage, limit, wishes, drop_taps)
+        found = _carry_out_within(analysis, by_stage, limit, request, drop_taps)
         if found is not None:
             return replace(found, certificate=replace(solution.certificate, excluded=len(problem.excluded)))
         problem = replace(problem, excluded=problem.excluded | {solution.plan})
@@ -128,17 +125,17 @@ def _first_that_holds(
 
 
 def _carry_out_within(
-    analysis: Analysis, by_stage: tuple[int, ...], limit: int, wishes: Wishes, drop_taps: bool
+    analysis: Analysis, by_stage: tuple[int, ...], limit: int, request: Request, drop_taps: bool
 ) -> Choice | None:
     try:
-        taps = list(_taps(analysis, by_stage, wishes))
+        taps = list(_taps(analysis, by_stage, request))
         dropped: list[str] = []
         while True:
-            rewritten = rewrite(analysis, by_stage, taps, wishes.init)
+            rewritten = rewrite(analysis, by_stage, taps, request.init)
             if rewritten.profile.peak_bytes <= limit:
                 notes = (f"taps left out, their RED blocks do not fit: {', '.join(dropped)}",) if dropped else ()
                 return Choice(by_stage, tuple(taps), rewritten, None, notes)
-            if not (drop_taps and taps and wishes.taps == "auto"):
+            if not (drop_taps and taps and request.taps == "auto"):
                 return None
             costliest = max(taps, key=lambda t: t.channels * t.grid[0] * t.grid[1])
             taps.remove(costliest)
@@ -147,13 +144,13 @@ def _carry_out_within(
         return None
 
 
-def _taps(analysis: Analysis, by_stage: Sequence[int], wishes: Wishes) -> tuple[Tap, ...]:
-    if wishes.taps == "none":
+def _taps(analysis: Analysis, by_stage: Sequence[int], request: Request) -> tuple[Tap, ...]:
+    if request.taps == "none":
         return ()
-    if wishes.taps == "auto":
+    if request.taps == "auto":
         return choose_taps(analysis.crossings, by_stage, analysis.stages)
-    entries = read_taps(wishes.taps) if isinstance(wishes.taps, str) else wishes.taps
-    return resolve_taps(entries, analysis.graph_module, by_stage, analysis.stages)
+    assert not isinstance(request.taps, str), "files are read when a request is made"
+    return resolve_taps(request.taps, analysis.graph_module, by_stage, analysis.stages)
 
 
 def explain(analysis: Analysis, limit: int) -> str:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from redistill import recipe as folder
-from redistill.budget import Budget, parse_budget
+from redistill.budget import Budget
 from redistill.compiler.analysis import Analysis, analyze
-from redistill.compiler.choosing import Choice, Wishes, carry_out, choose
-from redistill.errors import ModelError, PlanError, StudentError, TapError
+from redistill.compiler.choosing import Choice, carry_out, choose
+from redistill.compiler.request import Request
+from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
+from redistill.memory.conventions import Convention
 from redistill.models import load_model
-from redistill.planning.search import PoolingPlan
-from redistill.student import InputSpec, Provenance, Student, StudentRecord
+from redistill.planning.search import Objective, PoolingPlan
+from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 
 
 def transform(
     teacher: nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...],
     budget: str | int | Budget = "4x",
-    convention: str = "deploy",
-    objective: str = "macs",
-    taps: str = "auto",
+    convention: str | Convention = "deploy",
+    objective: str | Objective = "macs",
+    taps: str | Path | Sequence[Sequence[str]] = "auto",
     factors: Sequence[int] | None = None,
     *,
     dtype: str | None = None,
@@ -42,9 +43,10 @@ def transform(
         teacher: any convolutional network or UNet; it is not changed.
         example_inputs: a tensor or tuple of tensors, maps as (B, C, H, W); the budget holds for these shapes.
         budget: ``"4x"``, ``"25%"``, ``"512KiB"``, ``"0.5MB"`` or bytes.
-        convention: how peak memory is counted (``deploy``, ``arena``, ``graph``, ``eager``).
+        convention: how peak memory is counted: ``deploy``, ``arena``, ``graph``, ``eager`` or a :class:`Convention`.
         objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does.
-        taps: ``auto``, ``none`` or a YAML file of places; their RED blocks count within the budget.
+        taps: ``auto``, ``none``, pairs of places ``[("layer2.0 in", "layer3.0 in")]`` (the student's, the teacher's) or
+            a YAML file of them; their RED blocks count within the budget.
         factors: explicit pooling factors, one for each stage in data-flow order; then the budget is not consulted.
         dtype: count activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         init: how RED blocks start, ``gentle`` or ``default`` (see ``redistill.models.red_block.REDBlock``).
@@ -56,73 +58,54 @@ def transform(
     Raises:
         BudgetError, ModelError, TraceError, PlanError, TapError: something given cannot be used.
         InfeasibleBudgetError: no plan fits; the message says what stands in the way.
+
+    Example:
+        >>> import torch, torchvision
+        >>> teacher = torchvision.models.resnet18()
+        >>> print(transform(teacher, torch.zeros(1, 3, 64, 64), budget="4x", taps="none").plan)
+        4, 2, 2, 2, 1: 0.313 -> 0.062 MiB (deploy), 41 % of the MACs
     """
-    started = time.perf_counter()
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    wanted = parse_budget(budget) if factors is None else None
-    analysis = analyze(teacher, inputs, convention, dtype, reorder, leaf_modules)
-    origin = replace(
-        provenance(teacher, analysis, wanted.text if wanted else None),
-        model=model,
-        weights=weights,
-        init=init,
-        reorder=reorder,
-    )
-    student = make_student(analysis, origin, factors if factors is not None else objective, taps)
-    seconds = time.perf_counter() - started
-    student.meta["student"] = replace(student.record, provenance=replace(student.provenance, seconds=seconds))
-    return student
-
-
-def provenance(teacher: nn.Module, analysis: Analysis, budget: str | None) -> Provenance:
-    """Where a student of ``teacher`` comes from, as far as the analysis tells."""
-    return Provenance(
-        teacher=type(teacher).__name__,
-        model=None,
-        weights="the teacher given",
-        inputs=tuple(InputSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in analysis.inputs),
-        budget=budget,
-        convention=analysis.convention,
-        dtype=analysis.dtype,
-        init="gentle",
-        reorder=False,
-        notes=analysis.notes,
-        seconds=0.0,
-    )
+    request = Request.of(budget, factors, convention, objective, taps, init, dtype, reorder)
+    analysis = analyze(teacher, inputs, request.convention, dtype, reorder, leaf_modules)
+    return make_student(analysis, request, model, weights)
 
 
 def make_student(
-    analysis: Analysis, origin: Provenance, goal: str | Sequence[int], taps: str | tuple[dict[str, str], ...] = "auto"
+    analysis: Analysis, request: Request, model: str | None = None, weights: str = "the teacher given"
 ) -> Student:
-    """The student of an analysed teacher, for the budget in ``origin`` by the objective ``goal``, or by given factors.
+    """Make the student that ``request`` asks for of a teacher that is already analysed.
 
     Raises:
-        ModelError, PlanError, TapError, InfeasibleBudgetError: as ``transform``.
+        PlanError, TapError, InfeasibleBudgetError: as :func:`transform`.
     """
-    wishes = Wishes(taps, origin.init)
-    limit = parse_budget(origin.budget).limit(analysis.profile.peak_bytes) if origin.budget else None
-    if isinstance(goal, str):
-        assert limit is not None, "an objective needs a budget"
-        choice = choose(analysis, limit, goal, wishes)
-    else:
-        choice = carry_out(analysis, goal, wishes)
-    origin = replace(origin, notes=tuple(dict.fromkeys((*origin.notes, *choice.notes))))
-    return build_student(analysis, choice, goal if isinstance(goal, str) else "factors", limit, origin)
+    started = time.perf_counter()
+    choice = choose(analysis, request)
+    origin = Provenance(
+        teacher=analysis.name,
+        model=model,
+        weights=weights,
+        inputs=tuple(InputSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in analysis.inputs),
+        request=request,
+        notes=tuple(dict.fromkeys((*analysis.notes, *choice.notes))),
+        seconds=analysis.seconds + time.perf_counter() - started,
+    )
+    return build_student(analysis, choice, origin)
 
 
-def build_student(
-    analysis: Analysis, choice: Choice, objective: str, limit: int | None, provenance: Provenance
-) -> Student:
-    """The student of a choice that has been carried out."""
-    profile = choice.rewritten.profile
+def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Student:
+    """Build the student of a choice that has been carried out."""
+    request, profile = origin.request, choice.rewritten.profile
     plan = PoolingPlan(
         factors=tuple(choice.by_stage[s.index] for s in analysis.stages.free),
         by_stage=choice.by_stage,
         peak_bytes=profile.peak_bytes,
         macs_kept=profile.macs / max(1, analysis.profile.macs),
-        objective=objective,
-        limit=limit,
+        objective=request.goal,
+        limit=request.limit(analysis.profile.peak_bytes),
         certificate=choice.certificate,
+        teacher_bytes=analysis.profile.peak_bytes,
+        convention=request.convention.name,
     )
     record = StudentRecord(
         plan=plan,
@@ -131,7 +114,7 @@ def build_student(
         teacher_profile=analysis.profile,
         profile=profile,
         reentry=find_reentry(analysis, choice.by_stage),
-        provenance=provenance,
+        provenance=origin,
     )
     student = Student.from_graph(choice.rewritten.graph_module, record)
     student.train(analysis.training)
@@ -166,34 +149,42 @@ def load_student(directory: str | Path, teacher: nn.Module | None = None) -> Stu
     path = Path(directory)
     recipe = folder.read(path)
     teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"))
-    origin = _provenance(recipe, type(teacher).__name__, str(path))
-    examples = tuple(spec.example() for spec in origin.inputs)
-    try:
-        analysis = analyze(teacher, examples, origin.convention, origin.dtype, origin.reorder, check=False)
-        student = make_student(analysis, origin, [stage["factor"] for stage in recipe["plan"]], tuple(recipe["taps"]))
-    except (ModelError, PlanError, TapError) as error:
-        raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
+    origin = _provenance(recipe, path)
+    student = _make_again(recipe, origin, teacher, path)
     folder.load_weights(student, path)
-    student.meta["student"] = replace(student.record, plan=replace(student.plan, objective=recipe["objective"]))
-    if student.plan.peak_bytes != recipe["peak_bytes"]["student"]:
+    if record_of(student).plan.peak_bytes != recipe["peak_bytes"]["student"]:
         raise StudentError(
-            f"the student rebuilt from {path} peaks at {student.plan.peak_bytes} bytes, its recipe says "
+            f"the student rebuilt from {path} peaks at {record_of(student).plan.peak_bytes} bytes, its recipe says "
             f"{recipe['peak_bytes']['student']}; it was saved with torch {recipe['versions']['torch']}"
         )
     return student
 
 
-def _provenance(recipe: dict[str, Any], teacher: str, weights: str) -> Provenance:
+def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, path: Path) -> Student:
+    """Carry out the recipe's own factors and taps: nothing is searched for again."""
+    request = origin.request
+    examples = tuple(spec.example() for spec in origin.inputs)
+    try:
+        found = Request.of(
+            factors=[stage["factor"] for stage in recipe["plan"]], taps=recipe["taps"], init=request.init
+        )
+        analysis = analyze(teacher, examples, request.convention, request.dtype, request.reorder, check=False)
+        return build_student(analysis, carry_out(analysis, found.factors or (), found), origin)
+    except (ModelError, PlanError, TapError) as error:
+        raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
+
+
+def _provenance(recipe: dict[str, Any], path: Path) -> Provenance:
+    try:
+        request = Request.from_plain(recipe["request"])
+    except (RedistillError, TypeError) as error:
+        raise StudentError(f"{path} holds a request that cannot be read: {error}") from error
     return Provenance(
-        teacher=teacher,
+        teacher=recipe["teacher"],
         model=recipe.get("model"),
-        weights=weights,
+        weights=str(path),
         inputs=tuple(InputSpec(tuple(i["shape"]), i["dtype"]) for i in recipe["inputs"]),
-        budget=recipe.get("budget"),
-        convention=recipe["convention"],
-        dtype=recipe.get("dtype"),
-        init=recipe["init"],
-        reorder=bool(recipe.get("reorder")),
+        request=request,
         notes=tuple(recipe.get("notes", ())),
         seconds=0.0,
     )

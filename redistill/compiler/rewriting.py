@@ -12,7 +12,7 @@ from torch.fx.passes.infra.pass_manager import PassManager
 
 from redistill.compiler.analysis import Analysis
 from redistill.errors import PlanError, RedistillError
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import count_parameters, profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
@@ -43,7 +43,7 @@ def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], in
     record = record_graph(student, analysis.inputs, analysis.dtype)
     _verify(analysis, student, record)
     run_passes(student, [StripGuardsPass()])
-    found = profile_record(record, "graph" if analysis.convention == "eager" else analysis.convention)
+    found = profile_record(record, analysis.convention.of_graph)
     return Rewritten(student, replace(found, parameters=count_parameters(student), dtype=analysis.dtype), record)
 
 

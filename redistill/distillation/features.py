@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redistill.distillation.method import Need, Outputs
 from redistill.planning.stages import Stage
-from redistill.student import Student
+from redistill.student import Student, record_of
 
 
 class FeatureKind(enum.Enum):
@@ -44,14 +44,14 @@ def student_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str
 
 def teacher_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
     """The nodes of the student's own teacher that hold what is needed; a tap stands at the map that is imitated."""
-    taps = {tap.name: tap.teacher_node for tap in student.record.taps}
+    taps = {tap.name: tap.teacher_node for tap in record_of(student).taps}
     coarse = {ours.name: theirs.output for ours, theirs in coarse_stages(student)} if Need.COARSE in needs else {}
     return _tap_nodes(taps, needs) | _stage_nodes(student, needs) | _coarse_nodes(coarse)
 
 
 def coarse_stages(student: Student) -> list[tuple[Stage, Stage]]:
     """The stages that the student pools, each with the teacher's first later stage of the grid that it has then."""
-    record = student.record
+    record = record_of(student)
     inner = [stage for stage in record.stages if not stage.boundary]
     found = []
     for stage in inner:
@@ -71,13 +71,14 @@ def _tap_nodes(taps: Mapping[str, str], needs: frozenset[Need]) -> dict[Feature,
 
 def _stage_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
     nodes: dict[Feature, str] = {}
-    stages = [stage for stage in student.record.stages if not stage.boundary]
+    record = record_of(student)
+    stages = [stage for stage in record.stages if not stage.boundary]
     if needs & {Need.STAGES, Need.POOLED}:
         nodes |= {Feature(FeatureKind.STAGE, stage.name): stage.output for stage in stages}
     if Need.PREACTIVATIONS in needs:
         nodes |= {Feature(FeatureKind.PREACTIVATION, stage.name): stage.pre_activation for stage in stages}
-    if Need.REENTRY in needs and student.record.reentry is not None:
-        nodes[Feature(FeatureKind.REENTRY)] = student.record.reentry
+    if Need.REENTRY in needs and record.reentry is not None:
+        nodes[Feature(FeatureKind.REENTRY)] = record.reentry
     return nodes
 
 

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from redistill.distillation.features import Feature, FeatureKind, Nodes
 from redistill.errors import TapError
 from redistill.planning.stages import Stage, find_stages
-from redistill.student import Student, with_outputs
+from redistill.student import Student, record_of, with_outputs
 from redistill.tracing.capture import capture
 
 
@@ -67,7 +67,7 @@ def _grids(student: Student, nodes: Nodes) -> dict[Feature, tuple[int, int]]:
 def example_inputs(student: Student, network: nn.Module) -> tuple[Tensor, ...]:
     """Zeros like the inputs that the student was made for, where the network is."""
     device = next((p.device for p in network.parameters()), None)
-    return tuple(spec.example().to(device) for spec in student.record.provenance.inputs)
+    return tuple(spec.example().to(device) for spec in record_of(student).provenance.inputs)
 
 
 def _node(stage: Stage, feature: Feature) -> str:

@@ -17,6 +17,7 @@ from redistill.evidence.table import Table
 from redistill.export import prepare
 from redistill.export.executorch import certify, run_program
 from redistill.export.parity import FLOAT_BOUND, check_parity
+from redistill.student import record_of
 
 NETWORKS = (
     "torchvision:resnet18",
@@ -72,7 +73,7 @@ def student_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, nn.Mo
     except InfeasibleBudgetError:
         _, best = smallest(analyze(model, inputs, check=False))
         student = transform(model, inputs, best.peak_bytes)
-        ratio = student.record.teacher_profile.peak_bytes / student.record.plan.peak_bytes
+        ratio = record_of(student).teacher_profile.peak_bytes / record_of(student).plan.peak_bytes
         return f"{ratio:.2f}x (its best)", student.eval()
 
 

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from redistill import RedistillError
 from redistill.compiler.analysis import Analysis, analyze
-from redistill.compiler.pipeline import make_student, provenance
+from redistill.compiler.pipeline import make_student
+from redistill.compiler.request import Request
 from redistill.evidence.networks import build, short, torchvision_specs
 from redistill.evidence.table import Table
 from redistill.evidence.verification import verify
+from redistill.student import record_of
 
 BUDGETS = ("2x", "4x")
 
@@ -64,11 +66,11 @@ def attempt(model: nn.Module, analysis: Analysis | RedistillError, budget: str) 
     try:
         if isinstance(analysis, RedistillError):
             raise analysis
-        student = make_student(analysis, provenance(model, analysis, budget), "macs")
+        student = make_student(analysis, Request.of(budget))
     except RedistillError as error:
         kind = {"InfeasibleBudgetError": "refused", "TraceError": "not traced"}.get(type(error).__name__, "failed")
         return f"{kind}: {error}", "", "", ""
     problem = verify(model, student, analysis)
     ratio = student.teacher_profile.peak_bytes / student.plan.peak_bytes
     result = f"not verified: {problem}" if problem else "verified"
-    return result, f"{ratio:.2f}x", f"{student.plan.macs_kept:.0%}", str(len(student.record.taps))
+    return result, f"{ratio:.2f}x", f"{student.plan.macs_kept:.0%}", str(len(record_of(student).taps))

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from redistill.compiler.analysis import analyze
 from redistill.evidence.networks import build, short
 from redistill.evidence.table import Table
+from redistill.memory.conventions import DEPLOY
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import PlanningProblem, keep_most_macs, solve
 
@@ -29,7 +30,7 @@ def run() -> Table:
     for spec in tqdm(NETWORKS, unit="network", leave=False):
         model, inputs = build(spec)
         analysis = analyze(model, inputs, check=False)
-        scaling = ScalingModel(analysis.stages, "deploy", candidate_factors(analysis.stages))
+        scaling = ScalingModel(analysis.stages, DEPLOY, candidate_factors(analysis.stages))
         problem = scaling.problem(analysis.crossings)
         for budget in (2, 4):
             limit = analysis.profile.peak_bytes // budget

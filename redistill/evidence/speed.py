@@ -13,6 +13,7 @@ from tqdm import tqdm
 from redistill import transform
 from redistill.evidence.networks import build, short
 from redistill.evidence.table import Table
+from redistill.memory.conventions import DEPLOY
 from redistill.memory.profiling import profile_record
 from redistill.planning.crossings import find_crossings
 from redistill.planning.scaling import ScalingModel, candidate_factors
@@ -42,8 +43,8 @@ def measure_once(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, int
     """Number of nodes and stages, and the milliseconds of each step."""
     trace, captured = clock(lambda: capture(model, inputs))
     partition, stages = clock(lambda: find_stages(captured.graph_module, inputs))
-    profiling, profile = clock(lambda: profile_record(stages.record, "deploy"))
-    scaling = ScalingModel(stages, "deploy", candidate_factors(stages))
+    profiling, profile = clock(lambda: profile_record(stages.record, DEPLOY))
+    scaling = ScalingModel(stages, DEPLOY, candidate_factors(stages))
     problem = scaling.problem(find_crossings(captured.graph_module, stages))
     search, _ = clock(lambda: solve(problem, profile.peak_bytes / 4, keep_most_macs()))
     total, _ = clock(lambda: transform(model, inputs, "4x"))

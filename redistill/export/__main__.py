@@ -29,8 +29,9 @@ from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import describe_data, describe_inputs, find_experiment, find_student
 from redistill.export.rendering import render, to_json
 from redistill.export.subject import make_int8, prepare
+from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.models import example_inputs, load_model
-from redistill.student import Student
+from redistill.student import Student, record_of
 
 EXAMPLES = """examples:
   python -m redistill.export runs/digits/smoke/student --format executorch-portable
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(arguments)
     chosen = format_named(given.format)
     check_quantized(chosen, given.quantize is not None)
-    if given.convention not in ("deploy", "arena"):
+    if find_convention(given.convention).as_written:
         raise ExportError(
             f"{given.convention} is how PyTorch itself runs, not a file; give --convention deploy or arena"
         )
@@ -107,11 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _convention(given: argparse.Namespace, model: nn.Module) -> str:
+def _convention(given: argparse.Namespace, model: nn.Module) -> Convention:
     """The student's own, unless another is asked for."""
-    if isinstance(model, Student) and given.convention == "deploy":
-        return model.record.provenance.convention
-    return str(given.convention)
+    if isinstance(model, Student) and given.convention == DEPLOY.name:
+        return record_of(model).provenance.request.convention
+    return find_convention(given.convention)
 
 
 def _default_name(folder: Path | None, given: argparse.Namespace) -> str:
@@ -121,7 +122,7 @@ def _default_name(folder: Path | None, given: argparse.Namespace) -> str:
 
 def _open_student(folder: Path) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
     student = redistill.load_student(folder).eval()
-    origin = student.record.provenance
+    origin = record_of(student).provenance
     shapes = [spec.shape for spec in origin.inputs]
     assert origin.model is not None, "a student without a model spec cannot be loaded from its folder"
     teacher = load_model(origin.model, "random")

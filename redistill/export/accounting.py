@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from redistill.export.planning import planned_layout, results, root_of
 from redistill.export.source_map import source_of
 from redistill.export.subject import Subject
-from redistill.memory.conventions import MemoryProfile, live_bytes
+from redistill.memory.lifetimes import MemoryProfile, live_bytes
 
 ALIGNMENT = 16
 """ExecuTorch places every buffer at a multiple of so many bytes."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from redistill.internal.silence import standard_error
-from redistill.memory.conventions import Buffer, live_bytes
+from redistill.memory.lifetimes import Buffer, live_bytes
 
 ROOM = 64 * 2**20
 """Bytes that the interpreter is given, beside four times the file."""

@@ -23,7 +23,7 @@ from executorch.exir.tensor import TensorSpec
 from torch.fx import GraphModule, Node
 
 from redistill.export.source_map import source_of
-from redistill.memory.conventions import Buffer
+from redistill.memory.lifetimes import Buffer
 from redistill.memory.packing import ArenaLayout, pack, verify
 
 OWN_SUITE = (greedy, partial(greedy, allow_overlapping_allocations=False), naive)

@@ -10,7 +10,8 @@ from torch import nn
 from redistill.export.exporting import Exported
 from redistill.export.subject import Subject
 from redistill.internal.text import format_bytes, format_shapes
-from redistill.student import Student
+from redistill.memory.conventions import ARENA
+from redistill.student import Student, record_of
 
 
 def render(exported: Exported, subject: Subject, model: nn.Module) -> str:
@@ -37,9 +38,9 @@ def to_json(exported: Exported, subject: Subject, model: nn.Module) -> dict[str,
     """The same as plain data."""
     plain = asdict(exported)
     plain |= {"path": str(exported.path), "sidecar": exported.sidecar and str(exported.sidecar)}
-    peak = {"convention": subject.convention, "peak_bytes": subject.profile.peak_bytes}
+    peak = {"convention": subject.convention.name, "peak_bytes": subject.profile.peak_bytes}
     if isinstance(model, Student):
-        peak["teacher_peak_bytes"] = model.record.teacher_profile.peak_bytes
+        peak["teacher_peak_bytes"] = record_of(model).teacher_profile.peak_bytes
     return {**plain, "predicted": peak, "metadata": subject.metadata}
 
 
@@ -48,14 +49,14 @@ def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
     kind = f"{subject.convention}{', int8' if subject.calibration else ''}"
     lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
     if isinstance(model, Student):
-        teacher = model.record.teacher_profile
+        teacher = record_of(model).teacher_profile
         size = teacher.peak_bytes
         lines.append(("", f"its teacher: {format_bytes(size)} ({teacher.convention}), {size:,} bytes"))
     return lines
 
 
 def _interpreter(exported: Exported, subject: Subject) -> list[tuple[str, str]]:
-    arena, predicted = exported.interpreter, subject.profile_under("arena").peak_bytes
+    arena, predicted = exported.interpreter, subject.profile_under(ARENA).peak_bytes
     assert arena is not None
     alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
     return [

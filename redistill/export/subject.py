@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from redistill.errors import ExportError
 from redistill.internal.silence import quietly
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.conventions import DEPLOY, Convention, find_convention
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
@@ -44,7 +45,7 @@ class Subject:
     reference: nn.Module
     graph_module: GraphModule
     inputs: tuple[Tensor, ...]
-    convention: str
+    convention: Convention
     record: GraphRecord
     metadata: dict[str, Any] = field(default_factory=dict)
     calibration: tuple[Tensor, ...] = ()
@@ -60,14 +61,14 @@ class Subject:
         """The predicted memory."""
         return self.profile_under(self.convention)
 
-    def profile_under(self, convention: str) -> MemoryProfile:
+    def profile_under(self, convention: Convention) -> MemoryProfile:
         """The predicted memory under another convention."""
         return profile_record(self.record, convention)
 
     @property
     def overwriting(self) -> frozenset[str]:
         """The operations whose result may overwrite an input that dies."""
-        if self.convention != "deploy":
+        if not self.convention.overwrites:
             return frozenset()
         return frozenset(o.node for o in self.record.operations if o.overwrites)
 
@@ -75,7 +76,7 @@ class Subject:
 def prepare(
     model: nn.Module,
     inputs: Sequence[Tensor],
-    convention: str = "deploy",
+    convention: str | Convention = "deploy",
     reorder: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> Subject:
@@ -87,7 +88,8 @@ def prepare(
     Raises:
         ModelError, TraceError: the model does not run on the inputs or cannot be traced.
     """
-    convention = convention if convention == "arena" else "deploy"
+    wanted = find_convention(convention)
+    counted = DEPLOY if wanted.as_written else wanted
     inputs = tuple(inputs)
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
     reference = copy.deepcopy(model).eval()
@@ -96,8 +98,8 @@ def prepare(
         rewrite(folded)
     if reorder:
         _shape_placeholders(folded, inputs)
-        ReorderPass(convention)(folded)
-    return Subject(reference, folded, inputs, convention, record_graph(folded, inputs), dict(metadata or {}))
+        ReorderPass(counted)(folded)
+    return Subject(reference, folded, inputs, counted, record_graph(folded, inputs), dict(metadata or {}))
 
 
 def _inference_copy(graph_module: GraphModule, name: str) -> GraphModule:

@@ -1,208 +1,97 @@
-"""Peak activation memory: storages and lifetimes under a named convention.
+"""Conventions of peak activation memory, as values: what is counted, and what may share memory.
 
-There is no agreed definition of peak memory, so no figure goes without its convention:
-
-========== ================================ ============= ========== ===================================================
-convention in place                         graph input   transients equals, to the byte
-========== ================================ ============= ========== ===================================================
-``graph``  as written                       pinned        counted    the meter on the traced ``GraphModule``
-``eager``  as written                       pinned        counted    the meter on the module as it is
-``arena``  nowhere                          live range    not        a planned arena, no delegates (batch norm folded)
-``deploy`` activations and sums overwrite a live range    not        the paper's theoretical peak (batch norm folded)
-           dying input
-========== ================================ ============= ========== ===================================================
+There is no agreed definition of peak memory, so no figure goes without its convention. A convention is a value like any
+other: make one of your own and give it wherever one is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from redistill.errors import ModelError
-from redistill.memory.recording import ITEM_SIZES, GraphRecord
-
-CONVENTIONS = ("deploy", "arena", "graph", "eager")
+from redistill.internal.suggestions import suggest
 
 
 @dataclass(frozen=True)
-class Buffer:
-    """Activation memory alive from step ``born`` to step ``dies``, both included."""
+class Convention:
+    """How activation memory is counted.
 
-    node: str
-    module: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    born: int
-    dies: int
-    is_input: bool = False
-    storage: int = -1
+    Attributes:
+        name: one word, printed beside every figure.
+        about: what is counted, in a line.
+        as_written: operations write where the graph says, in place or not, and nothing is folded; otherwise in-place
+            writes are undone first, so that the next three decide.
+        overwrites: activations and sums take over the buffer of an input that dies with them.
+        folds_batch_norm: a batch norm after a convolution is part of it.
+        pins_input: the graph's inputs are held for the whole run, not for as long as they are read.
+        counts_transients: memory born and dead within one operation counts.
+        of_module: counted while the module itself runs, with what its own Python frames keep alive. A graph has no such
+            frames: of graphs the same is counted by ``graph``.
 
+    Raises:
+        ModelError: flags that contradict each other.
 
-@dataclass(frozen=True)
-class Step:
-    """One operation of the timeline and the bytes alive while it runs."""
+    Example:
+        >>> pinned = Convention("pinned", "as deploy, but the caller keeps the input", overwrites=True, pins_input=True)
+        >>> str(pinned)
+        'pinned'
+    """
 
-    node: str
-    module: str
-    live_bytes: int
-    transient_bytes: int = 0
-    macs: int = 0
+    name: str
+    about: str
+    as_written: bool = False
+    overwrites: bool = False
+    folds_batch_norm: bool = True
+    pins_input: bool = False
+    counts_transients: bool = False
+    of_module: bool = False
 
+    def __post_init__(self) -> None:
+        if self.as_written and (self.overwrites or self.folds_batch_norm):
+            raise ModelError(f"convention {self.name}: what is counted as written overwrites and folds nothing")
 
-@dataclass(frozen=True)
-class MemoryProfile:
-    """Where activation memory goes, step by step, under ``convention``; all sizes in bytes."""
-
-    convention: str
-    timeline: tuple[Step, ...]
-    buffers: tuple[Buffer, ...]
-    lower_bound: int | None
-    parameters: int = 0
-    dtype: str | None = None
-
-    @property
-    def peak_step(self) -> int:
-        """Index of the first step that reaches the peak."""
-        return max(range(len(self.timeline)), key=lambda t: (self.timeline[t].live_bytes, -t))
-
-    @property
-    def peak_bytes(self) -> int:
-        """The largest number of activation bytes alive at once."""
-        return self.timeline[self.peak_step].live_bytes
+    def __str__(self) -> str:
+        return self.name
 
     @property
-    def peak_node(self) -> str:
-        """Name of the operation at the peak."""
-        return self.timeline[self.peak_step].node
-
-    @property
-    def live(self) -> tuple[Buffer, ...]:
-        """What is alive at the peak, largest first."""
-        return self.alive_at(self.peak_step)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one run (the whole batch)."""
-        return sum(step.macs for step in self.timeline)
-
-    def alive_at(self, step: int) -> tuple[Buffer, ...]:
-        """The buffers alive at ``step``, largest first; what an operation needs within itself comes as one more."""
-        alive = [b for b in self.buffers if b.born <= step <= b.dies]
-        now = self.timeline[step]
-        if now.transient_bytes:
-            alive.append(Buffer(now.node, now.module, (), "transient", now.transient_bytes, step, step))
-        return tuple(sorted(alive, key=lambda b: (-b.bytes, b.born)))
+    def of_graph(self) -> Convention:
+        """The convention by which a graph is counted where a module would be counted by this one."""
+        return GRAPH if self.of_module else self
 
 
-def check_convention(convention: str, dtype: str | None = None) -> None:
-    """Raise ModelError unless both names are known."""
+DEPLOY = Convention(
+    "deploy",
+    "batch norm folded, activations and sums overwrite a dying input, the graph input counted while in use",
+    overwrites=True,
+)
+ARENA = Convention("arena", "batch norm folded, nothing in place, the graph input counted while in use")
+GRAPH = Convention(
+    "graph",
+    "the traced graph as written, the graph input held throughout, memory within operations counted",
+    as_written=True, folds_batch_norm=False, pins_input=True, counts_transients=True,
+)  # fmt: skip
+EAGER = Convention(
+    "eager",
+    "the module as it runs, the graph input held throughout, memory within operations counted",
+    as_written=True, folds_batch_norm=False, pins_input=True, counts_transients=True, of_module=True,
+)  # fmt: skip
+
+CONVENTIONS = {convention.name: convention for convention in (DEPLOY, ARENA, GRAPH, EAGER)}
+"""The conventions that have a name of their own."""
+
+
+def find_convention(convention: str | Convention) -> Convention:
+    """Return the convention of that name; a :class:`Convention` is its own.
+
+    Raises:
+        ModelError: no such name; the message lists those there are.
+
+    Example:
+        >>> find_convention("arena").overwrites
+        False
+    """
+    if isinstance(convention, Convention):
+        return convention
     if convention not in CONVENTIONS:
-        raise ModelError(f"unknown convention {convention!r}; one of {', '.join(CONVENTIONS)}")
-    if dtype is not None and dtype not in ITEM_SIZES:
-        raise ModelError(f"unknown dtype {dtype!r}; one of {', '.join(ITEM_SIZES)}")
-
-
-def counts_transients(convention: str) -> bool:
-    """Whether memory born and dead within one operation counts."""
-    return convention in ("graph", "eager")
-
-
-def lifetimes(record: GraphRecord, convention: str) -> tuple[Buffer, ...]:
-    """Buffers and their lifetimes under ``convention`` (``eager`` of a graph is ``graph``)."""
-    if counts_transients(convention):
-        return _as_written(record)
-    values = functional_values(record)
-    owner = _overwrite(record, values) if convention == "deploy" else list(range(len(values)))
-    dies = [value.dies for value in values]
-    for index, value in enumerate(values):
-        dies[owner[index]] = max(dies[owner[index]], value.dies)
-    return tuple(
-        _buffer(record, value.storage, value.born, dies[index])
-        for index, value in enumerate(values)
-        if owner[index] == index
-    )
-
-
-def timeline(record: GraphRecord, buffers: Sequence[Buffer], convention: str) -> tuple[Step, ...]:
-    """Live bytes at each operation of ``record``."""
-    steps = []
-    for operation, live in zip(record.operations, live_bytes(buffers, len(record.operations)), strict=True):
-        transient = operation.transient_bytes if counts_transients(convention) else 0
-        steps.append(Step(operation.node, operation.module, live + transient, transient, operation.macs))
-    return tuple(steps)
-
-
-def live_bytes(buffers: Sequence[Buffer], steps: int) -> list[int]:
-    """Bytes alive at each of ``steps`` steps: a running sum of births and deaths."""
-    change = [0] * (steps + 1)
-    for buffer in buffers:
-        change[buffer.born] += buffer.bytes
-        change[buffer.dies + 1] -= buffer.bytes
-    return list(accumulate(change[:-1]))
-
-
-def _buffer(record: GraphRecord, storage: int, born: int, dies: int) -> Buffer:
-    s = record.storages[storage]
-    return Buffer(s.node, s.module, s.shape, s.dtype, s.bytes, born, dies, s.is_input, storage)
-
-
-def _as_written(record: GraphRecord) -> tuple[Buffer, ...]:
-    born: dict[int, int] = {}
-    dies: dict[int, int] = {}
-    for step, operation in enumerate(record.operations):
-        for storage in (*operation.creates, *operation.reads):
-            born.setdefault(storage, step)
-            dies[storage] = step
-    last = len(record.operations) - 1
-    return tuple(
-        _buffer(
-            record, s, 0 if record.storages[s].is_input else born[s], last if record.storages[s].is_input else dies[s]
-        )
-        for s in sorted(born)
-    )
-
-
-@dataclass
-class Value:
-    """A result of the graph with in-place writes undone and batch norms folded."""
-
-    storage: int
-    born: int
-    dies: int
-    readers: list[int]
-
-
-def functional_values(record: GraphRecord) -> list[Value]:
-    """The values of ``record`` in order of birth; a folded batch norm yields its convolution's value."""
-    values: list[Value] = []
-    current: dict[int, int] = {}
-    for step, operation in enumerate(record.operations):
-        for index in dict.fromkeys(current[s] for s in operation.reads):
-            values[index].dies = step
-            values[index].readers.append(step)
-        if operation.folds and len(operation.reads) == 1:
-            current.update(dict.fromkeys(operation.creates, current[operation.reads[0]]))
-            continue
-        for storage in (*operation.creates, *operation.mutates):
-            current[storage] = len(values)
-            values.append(Value(storage, step, step, []))
-    return values
-
-
-def _overwrite(record: GraphRecord, values: list[Value]) -> list[int]:
-    """For each value the one whose buffer it takes over: an elementwise result may overwrite an input that dies."""
-    owner = list(range(len(values)))
-    dying: dict[int, list[int]] = {}
-    for index, value in enumerate(values):
-        if not record.storages[value.storage].is_input:
-            dying.setdefault(value.dies, []).append(index)
-    for index, value in enumerate(values):
-        if record.operations[value.born].overwrites:
-            size = record.storages[value.storage].bytes
-            for source in dying.get(value.born, ()):
-                if source < index and record.storages[values[source].storage].bytes == size:
-                    owner[index] = owner[source]
-                    break
-    return owner
+        raise ModelError(f"unknown convention {convention!r}{suggest(convention, CONVENTIONS)}")
+    return CONVENTIONS[convention]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.module_tracker import ModuleTracker
 
-from redistill.memory.conventions import Buffer, MemoryProfile, Step, live_bytes
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import Buffer, MemoryProfile, Step, live_bytes
 from redistill.memory.meter import state_of
 from redistill.memory.recording import ITEM_SIZES, Recorder, fake_copy
 
@@ -52,7 +53,9 @@ class _EagerRecorder(Recorder):
         return out
 
 
-def profile_eager(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str | None) -> MemoryProfile:
+def profile_eager(
+    model: nn.Module, inputs: tuple[Tensor, ...], convention: Convention, dtype: str | None
+) -> MemoryProfile:
     """Run the module itself under fake tensors: what its own Python frames keep alive is counted."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copy = fake_copy(model, mode).eval()
@@ -77,4 +80,4 @@ def profile_eager(model: nn.Module, inputs: tuple[Tensor, ...], dtype: str | Non
         Step(node, module, live, 0, macs)
         for (node, module, macs), live in zip(recorder.steps, live_bytes(buffers, last + 1), strict=True)
     )
-    return MemoryProfile("eager", steps, tuple(buffers), None, dtype=dtype)
+    return MemoryProfile(convention, steps, tuple(buffers), None, dtype=dtype)

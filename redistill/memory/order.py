@@ -9,7 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from redistill.memory.conventions import counts_transients, functional_values
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import functional_values
 from redistill.memory.recording import GraphRecord
 
 
@@ -25,7 +26,7 @@ class Order:
 class Dependencies:
     """Which operation needs which, and what each reads and makes, whatever the order."""
 
-    def __init__(self, record: GraphRecord, convention: str) -> None:
+    def __init__(self, record: GraphRecord, convention: Convention) -> None:
         self.record = record
         self.convention = convention
         count = len(record.operations)
@@ -41,19 +42,18 @@ class Dependencies:
         self._put_inputs_first()
 
     def _collect_values(self) -> None:
-        as_written = counts_transients(self.convention)
-        for index, (storage, born, readers) in enumerate(_values(self.record, as_written)):
+        for index, (storage, born, readers) in enumerate(_values(self.record, self.convention)):
             about = self.record.storages[storage]
             self.size.append(about.bytes)
             self.is_input.append(about.is_input)
-            self.pinned.append(about.is_input and as_written)
+            self.pinned.append(about.is_input and self.convention.pins_input)
             self.readers.append(sum(1 << r for r in readers))
             self.makes[born].append(index)
             for reader in readers:
                 self.reads[reader].append(index)
                 self.before[reader] |= 1 << born
         for step, operation in enumerate(self.record.operations):
-            if operation.folds:
+            if operation.folds and self.convention.folds_batch_norm:
                 self._follow_fold(step)
 
     def _follow_fold(self, step: int) -> None:
@@ -98,11 +98,11 @@ class Dependencies:
 
     def transient(self, step: int) -> int:
         """Bytes that live only inside the operation."""
-        return self.record.operations[step].transient_bytes if counts_transients(self.convention) else 0
+        return self.record.operations[step].transient_bytes if self.convention.counts_transients else 0
 
     def overwritten(self, step: int, executed: int) -> int | None:
         """The input whose buffer the operation may take over once ``executed`` (a bit mask) have run."""
-        if self.convention != "deploy" or not self.record.operations[step].overwrites or len(self.makes[step]) != 1:
+        if not self.convention.overwrites or not self.record.operations[step].overwrites or len(self.makes[step]) != 1:
             return None
         size = self.size[self.makes[step][0]]
         for value in self.reads[step]:
@@ -112,10 +112,11 @@ class Dependencies:
         return None
 
 
-def _values(record: GraphRecord, as_written: bool) -> list[tuple[int, int, list[int]]]:
+def _values(record: GraphRecord, convention: Convention) -> list[tuple[int, int, list[int]]]:
     """(storage, operation that makes it, operations that read it), with in-place writes as written or undone."""
-    if not as_written:
-        return [(v.storage, v.born, v.readers) for v in functional_values(record)]
+    if not convention.as_written:
+        values = functional_values(record, convention.folds_batch_norm)
+        return [(v.storage, v.born, v.readers) for v in values]
     born = {s: step for step, operation in enumerate(record.operations) for s in operation.creates}
     readers: dict[int, list[int]] = {s: [] for s in born}
     for step, operation in enumerate(record.operations):
@@ -124,7 +125,7 @@ def _values(record: GraphRecord, as_written: bool) -> list[tuple[int, int, list[
     return [(s, born[s], readers[s]) for s in born]
 
 
-def lower_bound(record: GraphRecord, convention: str) -> int:
+def lower_bound(record: GraphRecord, convention: Convention) -> int:
     """Bytes that no order of the operations can stay below.
 
     While an operation runs, every value must be alive that something before it makes and that it or something after it
@@ -158,7 +159,7 @@ def _as_matrix(masks: Sequence[int], columns: int) -> np.ndarray:
     return np.unpackbits(packed.reshape(len(masks), width), axis=1, bitorder="little")[:, :columns].astype(bool)
 
 
-def best_order(record: GraphRecord, convention: str, max_states: int = 100_000) -> Order:
+def best_order(record: GraphRecord, convention: Convention, max_states: int = 100_000) -> Order:
     """The order of least peak memory, by best-first search over the sets of operations already run.
 
     A step that frees at least what it takes and stays under the peak so far is taken at once: delaying it cannot help.

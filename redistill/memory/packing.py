@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redistill.errors import RedistillError
-from redistill.memory.conventions import Buffer
+from redistill.memory.lifetimes import Buffer
 
 
 @dataclass(frozen=True)

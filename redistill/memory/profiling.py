@@ -7,8 +7,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from redistill.memory.conventions import MemoryProfile, check_convention, lifetimes, timeline
+from redistill.memory.conventions import Convention, find_convention
 from redistill.memory.eager import profile_eager
+from redistill.memory.lifetimes import MemoryProfile, check_dtype, lifetimes, timeline
 from redistill.memory.order import lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.tracing.capture import capture
@@ -17,7 +18,7 @@ from redistill.tracing.capture import capture
 def profile(
     model: nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...],
-    convention: str = "deploy",
+    convention: str | Convention = "deploy",
     dtype: str | None = None,
 ) -> MemoryProfile:
     """Peak activation memory of one inference run of ``model``.
@@ -25,7 +26,7 @@ def profile(
     Args:
         model: any module; it is traced first unless it is a ``GraphModule`` (``eager`` needs no trace).
         example_inputs: a tensor or a tuple of tensors; only shapes and types matter.
-        convention: ``deploy``, ``arena``, ``graph`` or ``eager`` (see the module's table).
+        convention: ``deploy``, ``arena``, ``graph``, ``eager`` or a :class:`Convention` of your own.
         dtype: count floating-point activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
 
     Raises:
@@ -33,16 +34,17 @@ def profile(
         TraceError: the model cannot be traced.
     """
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    check_convention(convention, dtype)
-    if convention == "eager" and not isinstance(model, GraphModule):
-        found = profile_eager(model, inputs, dtype)
+    counted = find_convention(convention)
+    check_dtype(dtype)
+    if counted.of_module and not isinstance(model, GraphModule):
+        found = profile_eager(model, inputs, counted, dtype)
     else:
         graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
-        found = profile_record(record_graph(graph_module, inputs, dtype), convention)
+        found = profile_record(record_graph(graph_module, inputs, dtype), counted)
     return replace(found, parameters=count_parameters(model), dtype=dtype)
 
 
-def profile_record(record: GraphRecord, convention: str) -> MemoryProfile:
+def profile_record(record: GraphRecord, convention: Convention) -> MemoryProfile:
     """The profile of a recorded graph, in the order it was recorded, with the bound over all orders."""
     buffers = lifetimes(record, convention)
     return MemoryProfile(convention, timeline(record, buffers, convention), buffers, lower_bound(record, convention))

@@ -6,6 +6,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from redistill.memory.conventions import Convention, find_convention
 from redistill.memory.order import best_order
 from redistill.memory.recording import record_graph
 from redistill.tracing.guards import is_guard_only
@@ -17,9 +18,9 @@ class ReorderPass(PassBase):
     Example inputs are shaped as the placeholders' ``meta["shape"]`` and ``meta["dtype"]`` say.
     """
 
-    def __init__(self, convention: str = "deploy") -> None:
+    def __init__(self, convention: str | Convention = "deploy") -> None:
         super().__init__()
-        self.convention = convention
+        self.convention = find_convention(convention)
 
     def call(self, graph_module: GraphModule) -> PassResult:
         """Rewrite ``graph_module`` in place."""

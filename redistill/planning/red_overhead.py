@@ -6,13 +6,14 @@ from functools import lru_cache
 
 import torch
 
-from redistill.memory.conventions import lifetimes, timeline
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.recording import record_graph
 from redistill.models.red_block import REDBlock, trace_block
 
 
 @lru_cache
-def red_overhead(convention: str) -> float:
+def red_overhead(convention: Convention) -> float:
     """How many maps of the tapped size a RED block needs beside its input, under ``convention``."""
     x = torch.empty(1, 8, 8, 8)
     with torch.random.fork_rng(devices=()):  # the first call must not move the generator that weights are drawn from

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from redistill.memory.conventions import Buffer, counts_transients, lifetimes
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import Buffer, lifetimes
 from redistill.memory.recording import GraphRecord, Operation
 from redistill.planning.crossings import SIDES, Crossing
 from redistill.planning.red_overhead import red_overhead
@@ -18,7 +19,7 @@ from redistill.planning.taps import tap_activity, tap_name
 class ScalingModel:
     """Bytes and operations of each stage of a network as functions of its pooling factor."""
 
-    def __init__(self, stages: StageGraph, convention: str, choices: Sequence[Sequence[int]]) -> None:
+    def __init__(self, stages: StageGraph, convention: Convention, choices: Sequence[Sequence[int]]) -> None:
         self.stages = stages
         self.convention = convention
         self.choices = tuple(tuple(c) for c in choices)
@@ -30,7 +31,7 @@ class ScalingModel:
     def problem(self, crossings: Sequence[Crossing] = ()) -> PlanningProblem:
         """The planning problem; with ``crossings``, the memory of the RED blocks at their taps is part of it."""
         constant, usage = self._rows(self.buffers)
-        if counts_transients(self.convention):
+        if self.convention.counts_transients:
             self._add_transients(constant, usage)
         taps = tuple(self._tap_rows(c, side, crossings) for c in crossings for side in SIDES)
         return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), taps)

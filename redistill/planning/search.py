@@ -17,6 +17,7 @@ from itertools import product
 import numpy as np
 
 from redistill.errors import PlanError
+from redistill.internal.text import MIB
 
 FACTORS = (1, 2, 4, 8, 16)
 Matrix = np.ndarray  # choices x steps
@@ -123,6 +124,13 @@ class PoolingPlan:
     objective: str
     limit: int | None
     certificate: Certificate | None
+    teacher_bytes: int = 0
+    convention: str = "deploy"
+
+    def __str__(self) -> str:
+        factors = ", ".join(map(str, self.factors)) or "no factors"
+        sizes = f"{self.teacher_bytes / MIB:.3f} -> {self.peak_bytes / MIB:.3f} MiB"
+        return f"{factors}: {sizes} ({self.convention}), {self.macs_kept:.0%} of the MACs".replace("%", " %")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ paired alone.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -19,6 +20,9 @@ from redistill.errors import TapError
 from redistill.internal.text import format_shape
 from redistill.planning.crossings import SIDES, Crossing, Grid, Places, grid_of
 from redistill.planning.stages import StageGraph
+
+TapPlaces = tuple[tuple[str, str], ...]
+"""The places of taps, the student's and the teacher's of each."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class Tap:
     teacher_node: str
     module: str
     side: str
+
+    def __str__(self) -> str:
+        return f"{self.student} <- {self.teacher} {format_shape((*self.grid, self.channels))}"
 
 
 def needs_tap(crossing: Crossing, source_factor: int, target_factor: int) -> bool:
@@ -102,27 +109,37 @@ def tap_activity(
     return active
 
 
-def read_taps(path: str | Path) -> tuple[dict[str, str], ...]:
-    """Read a tap file: a YAML list of ``{student: "layer2.0 in", teacher: "layer3.0 in"}``.
+def read_taps(taps: str | Path | Sequence[Sequence[str]]) -> TapPlaces:
+    """Read taps written by hand: pairs of places, or a YAML file of ``{student: layer2.0 in, teacher: layer3.0 in}``.
 
     Raises:
-        TapError: the file is missing or not of that form.
+        TapError: the file is missing, or what is given is not of that form.
     """
-    try:
-        entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise TapError(f"cannot read taps from {path}: {error}") from error
-    well_formed = isinstance(entries, list) and all(
-        isinstance(e, dict) and set(e) == {"student", "teacher"} and all(isinstance(v, str) for v in e.values())
-        for e in entries
-    )
-    if not well_formed:
-        raise TapError(f'{path} must be a list of {{student: "layer2.0 in", teacher: "layer3.0 in"}} entries')
-    return tuple(entries)
+    entries: Any = taps
+    if isinstance(taps, (str, Path)):
+        try:
+            entries = yaml.safe_load(Path(taps).read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise TapError(f"cannot read taps from {taps}: {error}") from error
+    pairs = [_pair(entry) for entry in entries] if isinstance(entries, (list, tuple)) else [None]
+    found = tuple(pair for pair in pairs if pair is not None)
+    if len(found) < len(pairs):
+        where = taps if isinstance(taps, (str, Path)) else "taps"
+        raise TapError(f'{where} must be a list of {{student: "layer2.0 in", teacher: "layer3.0 in"}} entries')
+    return found
+
+
+def _pair(entry: Any) -> tuple[str, str] | None:
+    """The two places of one entry; None if it is not of that form."""
+    if isinstance(entry, Mapping) and set(entry) == {"student", "teacher"}:
+        entry = (entry["student"], entry["teacher"])
+    if isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(place, str) for place in entry):
+        return (entry[0], entry[1])
+    return None
 
 
 def resolve_taps(
-    entries: Sequence[dict[str, str]], graph_module: GraphModule, factors: Sequence[int], stages: StageGraph
+    given: TapPlaces, graph_module: GraphModule, factors: Sequence[int], stages: StageGraph
 ) -> tuple[Tap, ...]:
     """Taps written by hand, checked: both places exist and have equal grids.
 
@@ -131,22 +148,22 @@ def resolve_taps(
     """
     places = Places(graph_module, stages)
     taps = []
-    for entry in entries:
-        student, teacher = (_resolve_place(entry[role], places) for role in ("student", "teacher"))
+    for at_student, at_teacher in given:
+        student, teacher = (_resolve_place(place, places) for place in (at_student, at_teacher))
         channels, *grid = stages.record.values[student.name][1:]
         student_grid = tuple(-(-side // factors[stages.stage_of[student.name]]) for side in grid)
         teacher_grid = tuple(stages.record.values[teacher.name][2:])
         if student_grid != teacher_grid:
             raise TapError(
-                f"tap {entry['student']!r} has grid {format_shape(student_grid)} in the student, "
-                f"{entry['teacher']!r} has {format_shape(teacher_grid)} in the teacher; choose places of equal grid"
+                f"tap {at_student!r} has grid {format_shape(student_grid)} in the student, "
+                f"{at_teacher!r} has {format_shape(teacher_grid)} in the teacher; choose places of equal grid"
             )
-        module, _, side = entry["student"].rpartition(" ")
+        module, _, side = at_student.rpartition(" ")
         taps.append(
             Tap(
                 tap_name(module, side),
-                entry["student"],
-                entry["teacher"],
+                at_student,
+                at_teacher,
                 (student_grid[0], student_grid[1]),
                 channels,
                 student.name,

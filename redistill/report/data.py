@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from redistill.memory.conventions import Buffer, MemoryProfile, Step
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
@@ -31,7 +32,7 @@ class Comparison:
 
     title: str
     input: str
-    convention: str
+    convention: Convention
     dtype: str | None
     teacher: MemoryProfile
     student: MemoryProfile
@@ -223,7 +224,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "title": c.title,
         "input": c.input,
         "weights": c.weights,
-        "convention": c.convention,
+        "convention": c.convention.name,
         "dtype": c.dtype,
         "teacher": _summary(c.teacher),
         "student": _summary(c.student) | {"promised_peak_bytes": plan.peak_bytes},
@@ -244,7 +245,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def profile_to_json(profile: MemoryProfile) -> dict[str, Any]:
     """The whole profile as plain values: summary, timeline and buffers, sizes in bytes."""
     return {
-        "convention": profile.convention,
+        "convention": profile.convention.name,
         "dtype": profile.dtype,
         **_summary(profile),
         "timeline": [asdict(step) for step in profile.timeline],

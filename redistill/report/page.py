@@ -13,7 +13,7 @@ from typing import Any
 
 from redistill.internal.files import write_atomically
 from redistill.internal.text import format_bytes, format_shape
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import (
     Comparison,
     Group,

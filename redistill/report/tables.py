@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 from redistill.internal.text import format_bytes, format_shape
-from redistill.memory.conventions import MemoryProfile
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import Comparison, StageRow, group_steps, is_red_block, stage_rows
 from redistill.report.words import (
     buffer_kind,
@@ -76,7 +77,7 @@ def draw_bar(part: float, whole: float, width: int = BAR) -> str:
     return (EIGHTHS[8] * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip()
 
 
-def _header(title: str, input: str, dtype: str | None, convention: str, weights: str) -> list[str]:
+def _header(title: str, input: str, dtype: str | None, convention: Convention, weights: str) -> list[str]:
     facts = [f"input {input}" if input else "", f"activations {dtype}" if dtype else "", weights]
     words = textwrap.wrap(describe_convention(convention), WIDTH)
     return ["  ·  ".join([title, *filter(None, facts)]), *words, "─" * WIDTH]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from redistill.internal.text import format_bytes, format_shape
-from redistill.memory.conventions import Buffer, MemoryProfile, Step
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
 
 LONGEST_NAME = 36
-CONVENTIONS = {
-    "deploy": "batch norm folded, activations and sums overwrite a dying input, the graph input counted while in use",
-    "arena": "batch norm folded, nothing in place, the graph input counted while in use",
-    "graph": "the traced graph as written, the graph input held throughout, memory within operations counted",
-    "eager": "the module as it runs, the graph input held throughout, memory within operations counted",
-}
 
 
 def format_count(count: float) -> str:
@@ -31,9 +26,9 @@ def format_share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
 
 
-def describe_convention(convention: str) -> str:
+def describe_convention(convention: Convention) -> str:
     """The convention by name and in words."""
-    return f"{convention} convention: {CONVENTIONS[convention]}" if convention in CONVENTIONS else convention
+    return f"{convention} convention: {convention.about}"
 
 
 def shorten(name: str, longest: int = LONGEST_NAME) -> str:

@@ -22,7 +22,7 @@ from redistill.memory.profiling import profile
 from redistill.quantization import FakeQuantized, quantize
 from redistill.quantization.backend import require_backend
 from redistill.quantization.files import save_program
-from redistill.student import Student, to_recipe
+from redistill.student import Student, record_of, to_recipe
 from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.loop import Loop
@@ -186,5 +186,5 @@ def _facts(config: ClassifierConfig, student: nn.Module, example: Tensor, figure
         "data": data.name,
         "test": figures["aware" if "aware" in figures else "post_training"]["test"],
         "memory": figures["memory"]["student"],
-        "student": to_recipe(student.record) if isinstance(student, Student) else None,
+        "student": to_recipe(record_of(student)) if isinstance(student, Student) else None,
     }

@@ -13,11 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from redistill import InfeasibleBudgetError, RedistillError, Student, measure, profile
 from redistill.compiler.analysis import Analysis, analyze
-from redistill.compiler.pipeline import make_student, provenance
+from redistill.compiler.pipeline import make_student
+from redistill.compiler.request import Request
 from redistill.errors import ModelError
 from redistill.evidence.verification import verify
 from redistill.evidence.zoo.catalogue import Entry, build
 from redistill.evidence.zoo.results import Row
+from redistill.student import record_of
 
 ASKED = "2x"
 
@@ -52,9 +54,9 @@ def _transform(row: Row, model: nn.Module, inputs: Any) -> None:
     finally:
         row.seconds = round(time.process_time() - started, 2)
     row.planned = True
-    row.factors = ",".join(map(str, student.record.plan.factors))
-    row.ratio = round(student.record.teacher_profile.peak_bytes / student.record.plan.peak_bytes, 2)
-    row.taps = len(student.record.taps)
+    row.factors = ",".join(map(str, record_of(student).plan.factors))
+    row.ratio = round(record_of(student).teacher_profile.peak_bytes / record_of(student).plan.peak_bytes, 2)
+    row.taps = len(record_of(student).taps)
     problem = verify(model, student, analysis)
     row.outcome, row.reason = ("wrong", problem) if problem else ("verified", "")
     predicted = profile(student, analysis.inputs, "graph").peak_bytes
@@ -65,12 +67,12 @@ def _mildest(row: Row, model: nn.Module, analysis: Analysis) -> Student:
     """The student at the reduction asked for; where that is out of reach, at any."""
     try:
         row.budget = ASKED
-        return make_student(analysis, provenance(model, analysis, ASKED), "macs")
+        return make_student(analysis, Request.of(ASKED))
     except InfeasibleBudgetError as error:
         row.reason = _one_line(error)
     row.budget = "any"
     below = f"{analysis.profile.peak_bytes - 1}B"
-    return make_student(analysis, provenance(model, analysis, below), "macs")
+    return make_student(analysis, Request.of(below))
 
 
 def _one_line(error: BaseException) -> str:

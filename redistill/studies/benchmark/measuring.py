@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from redistill.errors import RedistillError
 from redistill.internal.text import format_shapes
+from redistill.student import record_of
 from redistill.studies.benchmark.backends import BACKENDS, prepare
 from redistill.studies.benchmark.networks import describe_network, plan_arena, predict, share_of_red
 from redistill.studies.benchmark.pair import Inputs, Pair
@@ -143,7 +144,7 @@ def _plan_arenas(
 
 
 def _type_note(pair: Pair) -> tuple[str, ...]:
-    dtype = pair.student.record.provenance.dtype
+    dtype = record_of(pair.student).provenance.request.dtype
     return (f"the plan counts activations as {dtype}; here they are counted as they run",) if dtype else ()
 
 

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from redistill.export.executorch import certify
 from redistill.export.subject import prepare
-from redistill.memory.conventions import CONVENTIONS, MemoryProfile
+from redistill.memory.conventions import CONVENTIONS
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.meter import measure
 from redistill.memory.profiling import count_parameters, profile, profile_record
 from redistill.memory.recording import record_graph
@@ -30,7 +31,7 @@ def predict(model: nn.Module, inputs: Inputs) -> dict[str, MemoryProfile]:
     """The profile under each convention; the graph is traced and recorded once."""
     graph_module = model if isinstance(model, GraphModule) else capture(model, inputs, check=False).graph_module
     record = record_graph(graph_module, inputs)
-    found = {name: profile_record(record, name) for name in CONVENTIONS}
+    found = {name: profile_record(record, convention) for name, convention in CONVENTIONS.items()}
     if graph_module is not model:
         found["eager"] = profile(model, inputs, "eager")
     return found

@@ -12,7 +12,7 @@ from redistill import recipe
 from redistill.compiler.pipeline import load_student, transform
 from redistill.errors import StudentError
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
-from redistill.student import Student
+from redistill.student import Student, record_of
 
 Inputs = tuple[Tensor, ...]
 
@@ -29,12 +29,12 @@ class Pair:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes (C, H, W) of the images that the student was made for."""
-        return tuple(s.shape[1:] for s in self.student.record.provenance.inputs if len(s.shape) > 3)
+        return tuple(s.shape[1:] for s in record_of(self.student).provenance.inputs if len(s.shape) > 3)
 
     @property
     def is_denoiser(self) -> bool:
         """Whether a timestep comes with the image, so that one image takes many runs."""
-        specs = self.student.record.provenance.inputs
+        specs = record_of(self.student).provenance.inputs
         return len(specs) > 1 and specs[1].dtype == "int64"
 
     def inputs(self, batch: int = 1) -> Inputs:

@@ -1,0 +1,130 @@
+"""The request: all that is asked of a student, as one value that flows down unchanged and is kept with the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from redistill.budget import Budget, parse_budget
+from redistill.errors import ModelError, PlanError
+from redistill.internal.suggestions import suggest
+from redistill.memory.conventions import CONVENTIONS, DEPLOY, Convention, find_convention
+from redistill.memory.lifetimes import check_dtype
+from redistill.planning.search import Objective
+from redistill.planning.taps import TapPlaces, read_taps
+
+INITS = ("gentle", "default")
+TAP_WORDS = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a student; see :func:`redistill.transform` for what each part means.
+
+    Attributes:
+        budget: the limit; None where ``factors`` are given.
+        factors: explicit pooling factors, one for each free stage; None where a budget decides.
+        convention: how peak memory is counted.
+        objective: which of the plans that fit is best.
+        taps: ``auto``, ``none``, or the places of each tap as (student's, teacher's).
+        init: how RED blocks start, ``gentle`` or ``default``.
+        dtype: the type that activations are counted in; None: as they are.
+        reorder: whether operations are first put into the order of least memory.
+
+    Example:
+        >>> request = Request.of(budget="4x", convention="arena")
+        >>> request.limit(4096), str(request.convention)
+        (1024, 'arena')
+    """
+
+    budget: Budget | None = None
+    factors: tuple[int, ...] | None = None
+    convention: Convention = DEPLOY
+    objective: str | Objective = "macs"
+    taps: str | TapPlaces = "auto"
+    init: str = "gentle"
+    dtype: str | None = None
+    reorder: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        budget: str | int | Budget | None = "4x",
+        factors: Sequence[int] | None = None,
+        convention: str | Convention = DEPLOY,
+        objective: str | Objective = "macs",
+        taps: str | Path | Sequence[Sequence[str]] = "auto",
+        init: str = "gentle",
+        dtype: str | None = None,
+        reorder: bool = False,
+    ) -> Request:
+        """Read what a user writes: words, numbers, files and places.
+
+        Raises:
+            BudgetError, ModelError, PlanError, TapError: what is given cannot be read; the message names it.
+        """
+        if init not in INITS:
+            raise ModelError(f"RED blocks cannot start {init!r}{suggest(init, INITS)}")
+        check_dtype(dtype)
+        return cls(
+            budget=None if factors is not None or budget is None else parse_budget(budget),
+            factors=None if factors is None else _whole_numbers(factors),
+            convention=find_convention(convention),
+            objective=objective,
+            taps=_places(taps),
+            init=init,
+            dtype=dtype,
+            reorder=reorder,
+        )
+
+    @property
+    def goal(self) -> str:
+        """What decided the plan: the objective's name, or ``factors``."""
+        if self.factors is not None:
+            return "factors"
+        return self.objective if isinstance(self.objective, str) else self.objective.name
+
+    def limit(self, teacher_peak: int) -> int | None:
+        """The limit in bytes for a teacher that peaks at ``teacher_peak`` bytes; None where factors were given."""
+        return None if self.budget is None else self.budget.limit(teacher_peak)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The request as plain data, from which :meth:`from_plain` makes it again."""
+        named = CONVENTIONS.get(self.convention.name) == self.convention
+        return {
+            "budget": self.budget.text if self.budget else None,
+            "factors": list(self.factors) if self.factors else None,
+            "convention": self.convention.name if named else asdict(self.convention),
+            "objective": self.objective if isinstance(self.objective, str) else self.objective.name,
+            "taps": self.taps if isinstance(self.taps, str) else [list(pair) for pair in self.taps],
+            "init": self.init,
+            "dtype": self.dtype,
+            "reorder": self.reorder,
+        }
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Request:
+        """Read what :meth:`to_plain` wrote; what is not said is as by default.
+
+        Raises:
+            RedistillError: a value that cannot be used.
+        """
+        known = {field.name for field in fields(cls)}
+        given = {key: value for key, value in data.items() if key in known}
+        if isinstance(given.get("convention"), Mapping):
+            given["convention"] = Convention(**given["convention"])
+        return cls.of(**given)
+
+
+def _whole_numbers(factors: Sequence[int]) -> tuple[int, ...]:
+    if any(isinstance(f, bool) or int(f) != f or f < 1 for f in factors):
+        raise PlanError(f"pooling factors are whole numbers from 1 on, not {', '.join(map(str, factors))}")
+    return tuple(int(f) for f in factors)
+
+
+def _places(taps: str | Path | Sequence[Sequence[str]]) -> str | TapPlaces:
+    if isinstance(taps, str) and taps in TAP_WORDS:
+        return taps
+    return read_taps(taps)
