@@ -14,6 +14,9 @@ _UNITS = {
     "KB": 1000, "MB": 1000**2, "GB": 1000**3,
     "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3,
 }  # fmt: skip
+_FORM = re.compile(r"([0-9]*\.?[0-9]+(?:e[0-9]{1,3})?)\s*(x|%|(?:[kmg]i?)?b)?", re.IGNORECASE | re.ASCII)
+_LONGEST = 40
+"""Characters of a budget: the pattern needs time that grows with their square."""
 _ACCEPTED = "accepted are a reduction (4x, 2.5x), a share (25%), a size (512KiB, 0.5MB, 2MiB) or bytes (524288B)"
 
 
@@ -38,10 +41,10 @@ def parse_budget(budget: str | int | Budget) -> Budget:
     """
     if isinstance(budget, Budget):
         return budget
-    text = f"{budget}B" if type(budget) is int else str(budget).strip()
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(x|%|(?:[kmg]i?)?b)?", text, re.IGNORECASE)
+    text = _as_text(budget)
+    match = re.fullmatch(_FORM, text) if len(text) <= _LONGEST else None
     if isinstance(budget, bool) or not match:
-        raise BudgetError(f"cannot read the budget {text!r}; {_ACCEPTED}")
+        raise BudgetError(f"cannot read the budget {text[:_LONGEST]!r}; {_ACCEPTED}")
     number, unit = float(match[1]), (match[2] or "").upper()
     if not math.isfinite(number) or number <= 0:
         raise BudgetError(f"the budget {text!r} must be above zero; {_ACCEPTED}")
@@ -55,6 +58,13 @@ def parse_budget(budget: str | int | Budget) -> Budget:
     if size < 1:
         raise BudgetError(f"the budget {text!r} is less than one byte; {_ACCEPTED}")
     return Budget(text, bytes=math.floor(size))
+
+
+def _as_text(budget: object) -> str:
+    """A budget as written; an ``int``, in bytes."""
+    if type(budget) is not int:
+        return str(budget).strip()
+    return f"{budget}B" if budget.bit_length() < 4 * _LONGEST else "a number of more digits than fit"
 
 
 def _share(text: str, share: float) -> Budget:

@@ -52,6 +52,16 @@ def add_model_options(parser: argparse.ArgumentParser, counted_as: bool = True) 
     group.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """The option that lets files name models to import."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import models that a configuration, a run or a student's folder names as package.module:function; "
+        "that runs their code",
+    )
+
+
 def load(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...], str]:
     """The model, its example inputs, and where its weights come from."""
     torch.manual_seed(arguments.seed)

@@ -17,6 +17,10 @@ class ModelError(RedistillError):
     """A model spec, its weights or its example input that cannot be used."""
 
 
+class TrustError(RedistillError):
+    """A file that would run code of its own; nobody has said that it may."""
+
+
 class TraceError(RedistillError):
     """A module that cannot be captured as a graph."""
 

@@ -17,6 +17,7 @@ from redistill.compiler.request import Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
 from redistill.models import load_model
+from redistill.models.specs import require_trust
 from redistill.planning.search import Objective, PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 
@@ -135,20 +136,22 @@ def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:
     return after[0].out_node if after else None
 
 
-def load_student(directory: str | Path, teacher: nn.Module | None = None) -> Student:
+def load_student(directory: str | Path, teacher: nn.Module | None = None, trust: bool = False) -> Student:
     """Load a saved student; it returns the same outputs to the bit.
 
     Args:
         directory: a folder written by ``Student.save``.
         teacher: a module of the teacher's architecture (its weights do not matter); needed only if the student was
             made of a module rather than of a model spec.
+        trust: import the module that the folder names as its teacher's, which runs its code; providers of models that
+            this library knows need no trust.
 
     Raises:
         StudentError: the folder is missing or damaged, or the teacher is not the one it was made of.
     """
     path = Path(directory)
     recipe = folder.read(path)
-    teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"))
+    teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"), trust)
     origin = _provenance(recipe, path)
     student = _make_again(recipe, origin, teacher, path)
     folder.load_weights(student, path)
@@ -190,7 +193,7 @@ def _provenance(recipe: dict[str, Any], path: Path) -> Provenance:
     )
 
 
-def _load_teacher(path: Path, model: str | None) -> nn.Module:
+def _load_teacher(path: Path, model: str | None, trust: bool) -> nn.Module:
     if model is None:
         raise StudentError(f"{path} was made of a module that has no spec; give it: load_student(path, teacher=module)")
-    return load_model(model, weights="random")
+    return load_model(require_trust(model, path, trust), weights="random")

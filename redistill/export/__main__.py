@@ -16,6 +16,7 @@ from redistill.cli import (
     CONVENTION_HELP,
     MODEL_HELP,
     add_model_options,
+    add_trust_option,
     check_writable,
     load,
     positive,
@@ -26,12 +27,14 @@ from redistill.errors import ExportError
 from redistill.export.calibration import calibration_batches
 from redistill.export.exporting import check_free, check_quantized, export
 from redistill.export.formats import FORMATS, format_named
-from redistill.export.metadata import describe_data, describe_inputs, find_experiment, find_student
+from redistill.export.metadata import describe_data, describe_inputs, find_experiment
 from redistill.export.rendering import render, to_json
 from redistill.export.subject import make_int8, prepare
 from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.models import example_inputs, load_model
+from redistill.models.specs import require_trust
 from redistill.student import Student, record_of
+from redistill.trainers.folder import find_student
 
 EXAMPLES = """examples:
   python -m redistill.export runs/digits/smoke/student --format executorch-portable
@@ -75,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="change the experiment, as in data.root=/data"
     )
+    add_trust_option(parser)
     add_model_options(parser, counted_as=False)
     return parser
 
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Path(given.output or _default_name(folder, given) + chosen.suffix)
     check_writable(str(output), given.json)
     check_free(output, force=given.force)
-    model, inputs, about = _open_student(folder) if folder else _open_model(given)
+    model, inputs, about = _open_student(folder, given.trust) if folder else _open_model(given)
     experiment = find_experiment(folder) if folder else None
     if experiment is not None:
         about |= describe_data(experiment.config.data)
@@ -120,12 +124,12 @@ def _default_name(folder: Path | None, given: argparse.Namespace) -> str:
     return f"{name}-int8" if given.quantize else name
 
 
-def _open_student(folder: Path) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
-    student = redistill.load_student(folder).eval()
+def _open_student(folder: Path, trust: bool) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
+    student = redistill.load_student(folder, trust=trust).eval()
     origin = record_of(student).provenance
     shapes = [spec.shape for spec in origin.inputs]
     assert origin.model is not None, "a student without a model spec cannot be loaded from its folder"
-    teacher = load_model(origin.model, "random")
+    teacher = load_model(require_trust(origin.model, folder, trust), "random")
     inputs = example_inputs(origin.model, teacher, shapes[:1])
     return student, inputs, {"student": recipe.read(folder), "inputs": describe_inputs(inputs)}
 

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
-from redistill import recipe
 from redistill.config.files import read
 from redistill.config.settings import ClassifierConfig, DataConfig
 from redistill.data.sources import open_source
 from redistill.errors import RedistillError
-
-CONFIG = "config.yaml"
+from redistill.trainers.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -28,19 +25,12 @@ class Experiment:
     config: ClassifierConfig
 
 
-def find_student(folder: Path) -> Path:
-    """A student's folder: the one given, or ``student`` in a run's folder."""
-    inside = folder / "student"
-    return inside if not (folder / recipe.RECIPE).is_file() and (inside / recipe.RECIPE).is_file() else folder
-
-
 def find_experiment(folder: Path) -> Experiment | None:
     """The classifier's run whose folder holds ``folder``, if there is one."""
-    path = folder.absolute().parent / CONFIG
+    run = RunFolder(folder.absolute().parent)
     try:
-        raw = yaml.safe_load(path.read_text())["config"]
-        return Experiment(path, read(ClassifierConfig, raw))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, RedistillError):
+        return Experiment(run.config, read(ClassifierConfig, run.read_config()))
+    except RedistillError:
         return None
 
 

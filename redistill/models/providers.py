@@ -78,10 +78,10 @@ def _build_timm(spec: ModelSpec, pretrained: str | None) -> object:
 def _build_diffusers(spec: ModelSpec, pretrained: str | None) -> object:
     diffusers = import_package("diffusers")
     _check_name(spec, dir(diffusers))
-    model = _call(spec, getattr(diffusers, spec.name), spec.arguments)
-    if not isinstance(model, nn.Module):
+    model_class = getattr(diffusers, spec.name)
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):  # before anything is called
         raise ModelError(f"{spec.target} is no model; name a model class, for example diffusers:UNet2DModel")
-    return wrap_diffusers(model)
+    return wrap_diffusers(_call(spec, model_class, spec.arguments))
 
 
 def _build_transformers(spec: ModelSpec, pretrained: str | None) -> object:

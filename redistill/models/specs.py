@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from redistill.errors import ModelError
+from redistill.errors import ModelError, TrustError
+from redistill.internal.documents import parse_yaml
 
 EXAMPLE = (
     "torchvision:resnet50, timm:NAME, diffusers:CLASS, transformers:CLASS, ultralytics:NAME.yaml, redistill:NAME or "
     "package.module:function"
 )
 
+LONGEST = 4096
+"""Characters of a spec."""
+
 PROVIDERS = ("torchvision", "timm", "diffusers", "transformers", "ultralytics", "redistill")
+
+TRUSTED = ("torchvision", "timm", "diffusers", "redistill")
+"""Those that build what a stranger names and run nothing of his; the others read files, or fetch code, by keywords."""
 
 _WEIGHT_KEYWORDS = {
     "weights",
@@ -49,15 +53,6 @@ class ModelSpec:
         return self.provider not in PROVIDERS
 
 
-class _LiteralLoader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as text; this one reads it as the number that it is."""
-
-
-_LiteralLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def parse_spec(spec: str) -> ModelSpec:
     """Take ``provider:name?key=value&key=value`` apart; values are YAML literals (numbers, true, null, lists, text).
 
@@ -65,6 +60,8 @@ def parse_spec(spec: str) -> ModelSpec:
         ModelError: no provider or name, a keyword without a value or given twice, a value that is no literal, or a
             keyword that asks for weights (those are an argument of their own, so that nothing is fetched unasked).
     """
+    if len(spec) > LONGEST:
+        raise ModelError(f"the model spec {spec[:40]!r}... has {len(spec):,} characters; {LONGEST:,} is the most")
     target, _, query = spec.strip().partition("?")
     provider, colon, name = target.partition(":")
     if not colon or not provider or not name:
@@ -82,14 +79,31 @@ def _parse_keyword(spec: str, item: str) -> tuple[str, Any]:
     keyword, equals, text = item.partition("=")
     if not keyword.isidentifier() or not equals or not text:
         raise ModelError(f"{spec}: cannot read {item!r}; write keyword=value (null for none)")
-    try:
-        value = yaml.load(text, Loader=_LiteralLoader)
-    except yaml.YAMLError:
-        raise ModelError(
-            f"{spec}: cannot read the value of {item!r}; write a number, true, null, [a, list] or text"
-        ) from None
+    where = f"{spec}: cannot read the value of {item!r}; write a number, true, null, [a, list] or text"
+    value = parse_yaml(text, where, ModelError)
     if keyword in _WEIGHT_KEYWORDS and value:  # false and null ask for none, which some builders must be told
         raise ModelError(
             f"{spec}: {keyword!r} is no keyword of a spec; give weights='pretrained' or a file's path instead"
         )
     return keyword, value
+
+
+def require_trust(spec: str, place: object, trust: bool) -> str:
+    """The spec; refused where it comes out of a file, its model might run any code, and nobody has said that it may.
+
+    Args:
+        spec: what a student's folder, a configuration or a run says its model is.
+        place: where it says so.
+        trust: whether the user trusts that place.
+
+    Raises:
+        TrustError: it names ``package.module:function``, or a provider that can be made to run code.
+        ModelError: it is no spec.
+    """
+    parsed = parse_spec(spec)
+    if parsed.provider not in TRUSTED and not trust:
+        raise TrustError(
+            f"{place} names the model {parsed.target}, and {parsed.provider} can run any code; "
+            "if you trust that place, say so: --trust, or trust=True"
+        )
+    return spec

@@ -123,13 +123,15 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
         return ["", render_int8(summary)] if "int8" in summary else []
 
 
-def train(config: ClassifierConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+def train(config: ClassifierConfig, folder: Path, *, resume: bool = False, trust: bool = False) -> dict[str, Any]:
     """Run an experiment into a folder and return its summary, which is saved there too.
+
+    With ``trust``, models that the configuration names as ``package.module:function`` are imported.
 
     Raises:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
-    return run(ClassifierExperiment(config, folder), resume=resume)
+    return run(ClassifierExperiment(config, folder, trust=trust), resume=resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

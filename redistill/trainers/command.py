@@ -6,11 +6,12 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redistill.cli import add_trust_option
 from redistill.config.files import load, packaged
 from redistill.config.settings import ExperimentConfig
 from redistill.distillation import METHODS
@@ -38,7 +39,7 @@ class Command:
     description: str | None
     default: str
     kind: type[ExperimentConfig]
-    experiment: Callable[[Any, Path], Experiment[Any]]
+    experiment: type[Experiment[Any]]
     notes: str = ""
     without: frozenset[str] = frozenset()
 
@@ -54,7 +55,7 @@ class Command:
         try:
             config = load(self.kind, options.config, options.set)
             folder = Path(config.run.folder or Path("runs") / Path(options.config).with_suffix(""))
-            experiment = self.experiment(config, folder)
+            experiment = self.experiment(config, folder, trust=options.trust)
             summary = run(experiment, resume=options.resume)
         except RedistillError as error:
             sys.stderr.write(f"error: {error}\n")
@@ -94,6 +95,7 @@ class Command:
             "--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable"
         )
         parser.add_argument("--resume", action="store_true", help="continue the run in its folder")
+        add_trust_option(parser)
         parser.add_argument("--list", action="store_true", help="show the packaged experiments and methods, and stop")
         return parser.parse_args(arguments)
 

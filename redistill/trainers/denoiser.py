@@ -85,13 +85,15 @@ class DenoiserExperiment(Experiment[DenoiserConfig]):
         )
 
 
-def train(config: DenoiserConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+def train(config: DenoiserConfig, folder: Path, *, resume: bool = False, trust: bool = False) -> dict[str, Any]:
     """Run an experiment into a folder and return its summary, which is saved there too.
+
+    With ``trust``, models that the configuration names as ``package.module:function`` are imported.
 
     Raises:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
-    return run(DenoiserExperiment(config, folder), resume=resume)
+    return run(DenoiserExperiment(config, folder, trust=trust), resume=resume)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,9 @@ from redistill.distillation import MAIN, Distillation, Distiller
 from redistill.errors import ConfigError
 from redistill.internal import seeding
 from redistill.internal.suggestions import suggest
+from redistill.models import load_model
+from redistill.models.specs import require_trust
+from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
 from redistill.trainers.task import Task
 
@@ -25,23 +28,50 @@ PROBE = 32
 """Images from which methods learn the shapes of what is shown."""
 
 
+def check_trust(config: ExperimentConfig, trust: bool) -> None:
+    """Refuse, before anything is done, models that would have to be imported and are not trusted.
+
+    Raises:
+        TrustError: naming the setting.
+    """
+    teachers = {"teacher": config.teacher, **{f"teachers.{name}": made for name, made in config.teachers.items()}}
+    specs: dict[str, str | None] = {f"{name}.model": teacher.model for name, teacher in teachers.items()}
+    for name, spec in {**specs, "student.model": config.student.model}.items():
+        if spec is not None:
+            require_trust(spec, f"the configuration ({name})", trust)
+
+
 class Experiment(ABC, Generic[Config]):
     """Base of the classifier's and the denoiser's experiments.
 
     Attributes:
         config: the whole configuration.
         folder: the run's folder.
+        trust: whether models may be imported that the configuration names as ``package.module:function``.
         data: the images.
     """
 
-    def __init__(self, config: Config, folder: Path, data: DataSets | None = None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: Config, folder: Path | RunFolder, data: DataSets | None = None, *, trust: bool = False
+    ) -> None:
+        self.config, self.trust = config, trust
+        self.folder = RunFolder.at(folder)
+        check_trust(config, trust)
         self.data = data or open_data(config.data, config.run.seed)
 
     def augmented(self, augmentation: AugmentationConfig) -> Experiment[Config]:
         """The same experiment on images augmented otherwise."""
         config = self.config
-        return type(self)(replace(config, data=replace(config.data, augmentation=augmentation)), self.folder)
+        changed = replace(config, data=replace(config.data, augmentation=augmentation))
+        return type(self)(changed, self.folder, trust=self.trust)
+
+    def load_model(self, spec: str, weights: str | Path | None = None) -> nn.Module:
+        """The model of a spec in the configuration.
+
+        Raises:
+            TrustError: it would have to be imported, and nobody has said that it may.
+        """
+        return load_model(require_trust(spec, "the configuration", self.trust), weights)
 
     @abstractmethod
     def inputs(self, indices: Sequence[int]) -> tuple[Tensor, ...]:

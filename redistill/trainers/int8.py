@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from redistill.config.files import resolved
 from redistill.config.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
 from redistill.distillation import Outputs
 from redistill.distillation.views import View
@@ -25,11 +25,13 @@ from redistill.quantization.files import save_program
 from redistill.student import Student, record_of, to_recipe
 from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
+from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
+from redistill.trainers.progress import Facts
 from redistill.trainers.record import table
+from redistill.trainers.state import digest
 from redistill.trainers.students import deliver
 
-FOLDER, PROGRAM = "int8", "student_int8.pt2"
 BATCH = 64
 """Images shown to the observers at a time."""
 CONVENTIONS, DTYPES = ("deploy", "arena"), ("fp32", "int8")
@@ -66,7 +68,7 @@ def check_float_modules(config: ClassifierConfig, student: nn.Module) -> None:
 
 
 def quantize_student(
-    config: ClassifierConfig, loop: Loop, student: nn.Module, teacher: nn.Module, folder: Path
+    config: ClassifierConfig, loop: Loop, student: nn.Module, teacher: nn.Module, folder: RunFolder
 ) -> Figures:
     """Deliver the int8 student of a finished run, as a file and, if it was trained, as a student's folder.
 
@@ -91,14 +93,15 @@ def quantize_student(
         learner.learn_by(task.distiller.with_student(network, view))
         learner.first_stage_epochs = 0
         run = replace(config.run, compile=False, brief=True)
-        trained = Loop(learner, rounded_recipe(config), run, folder / FOLDER, config.data.workers)
+        facts = Facts(resolved(config), {**loop.facts.networks, "student": digest(student)})
+        trained = Loop(learner, rounded_recipe(config), run, folder.int8, config.data.workers, facts)
         trained.run(resume=bool(trained.checkpoints.all()))
         program = network.convert()
         figures["aware"] = _measure(trained, _with_network(task, program))
-        _deliver_weights(student, network, folder / FOLDER / "student")
+        _deliver_weights(student, network, folder.int8)
     figures["memory"] = {"teacher": _peaks(teacher, example), "student": _peaks(student, example)}
     if processes().is_main_process:
-        save_program(program, example, folder / PROGRAM, _facts(config, student, example, figures))
+        save_program(program, example, folder.program, _facts(config, student, example, figures))
     return figures
 
 
@@ -156,7 +159,7 @@ def _images(task: ClassifierTask, count: int, seed: int) -> Tensor:
     return torch.stack([held_out[index]["inputs"] for index in order[:count].tolist()])
 
 
-def _deliver_weights(student: nn.Module, network: FakeQuantized, folder: Path) -> None:
+def _deliver_weights(student: nn.Module, network: FakeQuantized, folder: RunFolder) -> None:
     """The float student's folder with the weights that were trained rounded."""
     own = {name: value.clone() for name, value in student.state_dict().items()}
     student.load_state_dict(network.weights(), strict=False)

@@ -6,82 +6,70 @@ holds the rest. So a run that was stopped anywhere continues to the same weights
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from redistill.config.settings import RecipeConfig, RunConfig
 from redistill.data.datasets import EpochOrder
 from redistill.errors import CheckpointError, DivergenceError, InterruptedRunError
 from redistill.internal import seeding
+from redistill.internal.files import write_atomically
 from redistill.trainers.acceleration import check_batches, evaluate, make_accelerator, make_loader
 from redistill.trainers.batchnorm import share_statistics
-from redistill.trainers.checkpoint import Checkpoints, write_atomically
+from redistill.trainers.checkpoint import LOG, Checkpoints, save_tensors
 from redistill.trainers.ema import MovingAverage
+from redistill.trainers.folder import RunFolder
 from redistill.trainers.interruption import Interruption
 from redistill.trainers.monitor import LossMonitor, NotFiniteError
 from redistill.trainers.optimizers import make_optimizer, set_learning_rate
+from redistill.trainers.progress import Facts, Metrics, Outcome, Progress
 from redistill.trainers.record import Record, draw_curves, render_grid
 from redistill.trainers.schedule import factor
+from redistill.trainers.state import Tree, load_optimizer_state, optimizer_state, read_state
 from redistill.trainers.task import Batch, Task
-
-Metrics = dict[str, float]
-BEST = "best.pt"
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Progress:
-    """How far a run is: optimizer steps done, the last epoch's end that was seen to, and the best validation so far."""
-
-    step: int = 0
-    ended: int = -1
-    best_step: int = -1
-    best: float = float("nan")
-    start: Metrics = field(default_factory=dict)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From the checkpoint."""
-        vars(self).update(state)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came out: validation metrics before training, and metrics of the last and the best validated weights."""
-
-    steps: int
-    best_step: int
-    start: Metrics
-    validation: Metrics
-    test: Metrics
-    best_validation: Metrics
-    best_test: Metrics
-
-
 class Loop:
-    """Trains a task by a recipe, into a folder. The task's network holds the last weights afterwards."""
+    """Trains a task by a recipe, into a folder. The task's network holds the last weights afterwards.
 
-    def __init__(self, task: Task, recipe: RecipeConfig, run: RunConfig, folder: Path, workers: int = 0) -> None:
-        self.task, self.recipe, self.run_config, self.folder, self.workers = task, recipe, run, folder, workers
+    Args:
+        task: what is trained, and its data.
+        recipe: how.
+        run: the machine's side.
+        folder: where everything goes.
+        workers: processes that load data.
+        facts: what the numbers depend on; a run is not continued with others.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: RecipeConfig,
+        run: RunConfig,
+        folder: Path | RunFolder,
+        workers: int = 0,
+        facts: Facts | None = None,
+    ) -> None:
+        self.task, self.recipe, self.run_config, self.workers = task, recipe, run, workers
+        self.folder = RunFolder.at(folder)
+        self.facts = facts or Facts()
         self.accelerator = make_accelerator(recipe, run, task.skips_parameters)
         self.order = EpochOrder(len(task.train_set), recipe.batch_size, run.seed)
         check_batches(self.accelerator, recipe, task, self.order.samples)
         self.first_stage = task.first_stage_epochs * self.order.batches
         self.total = self.first_stage + (recipe.steps or recipe.epochs * self.order.batches)
         self.progress = Progress()
-        self.checkpoints = Checkpoints(folder / "checkpoints", run.keep)
+        self.best: dict[str, Tensor] | None = None
+        self.checkpoints = Checkpoints(self.folder.checkpoints, run.keep)
         self.monitor = LossMonitor(self.accelerator)
         self.loaders: dict[int, Any] = {}
 
@@ -107,7 +95,7 @@ class Loop:
 
     def _set_up(self) -> None:
         run, task = self.run_config, self.task
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
         if run.sync_batchnorm and self.accelerator.num_processes > 1:
             share_statistics(task)
         task.prepare(self.accelerator.device, channels_last=run.channels_last, compiled=run.compile)
@@ -115,25 +103,57 @@ class Loop:
         self.optimizer: Any = make_optimizer(task, self.recipe.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(task, self.optimizer)
         self.loader = make_loader(self.accelerator, task.train_set, self.recipe, self.workers, self.order)
-        for state in (self.progress, self.average):
-            if state is not None:
-                self.accelerator.register_for_checkpointing(state)
         self.record = Record(self.folder, writes=self._is_main)
 
     def _restore(self, resume: bool) -> None:
         if not resume:
             if self.checkpoints.all():
-                raise CheckpointError(f"{self.folder} already holds a run; continue it with --resume or set run.folder")
+                raise CheckpointError(
+                    f"{self.folder.path} already holds a run; continue it with --resume or set run.folder"
+                )
             return
         newest = self.checkpoints.newest()
         if newest is None:
-            logger.warning("%s holds no whole checkpoint; starting from the beginning", self.folder)
+            logger.warning("%s holds no whole checkpoint; starting from the beginning", self.folder.path)
         else:
-            self.accelerator.load_state(str(newest))
+            self._load_state(read_state(newest), newest)
             logger.info("continuing from %s", newest)
-        self.record.rewind(self.progress.step)
+        self.record.restore("" if newest is None else (newest / LOG).read_text(encoding="utf-8"))
+        self.accelerator.wait_for_everyone()
+        if self._is_main:
+            self.checkpoints.discard_after(newest)
         if self.progress.step:
             self._end_epoch()
+
+    def _state(self) -> Tree:
+        """All that a run needs to go on; every process calls this, after the losses are settled."""
+        average, scaler = self.average, self.accelerator.scaler
+        return {
+            "facts": self.facts.to_plain(),
+            "progress": self.progress.state_dict(),
+            "task": self.task.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "average": None if average is None else average.state_dict(),
+            "best": self.best,
+            "losses": self.monitor.state_dict(),
+            "generator": torch.get_rng_state(),
+        }
+
+    def _load_state(self, state: Tree, place: Path) -> None:
+        self.facts.check(state["facts"], place)
+        self.progress.load_state_dict(state["progress"])
+        self.task.load_state_dict(state["task"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best = state["best"]
+        if self.best is not None and self._is_main:
+            save_tensors(self.best, self.folder.best)
+        self.monitor.load_state_dict(state["losses"])
+        torch.set_rng_state(state["generator"])
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -156,6 +176,7 @@ class Loop:
         whole = step % self.order.batches == 0 or step >= self.total
         if not whole or self.progress.ended == step:
             return
+        self._log()
         if step >= self.total or epoch % self.run_config.validate_every == 0:
             self._validate()
         self.progress.ended = step
@@ -180,8 +201,8 @@ class Loop:
 
     def _set_learning_rate(self, step: int, first_stage: bool) -> None:
         share = factor(self.recipe.schedule, step, self.total - self.first_stage, self.order.batches)
-        self.learning_rate = self.recipe.optimizer.learning_rate * (1.0 if first_stage else share)
-        set_learning_rate(self.optimizer, self.learning_rate)
+        self.progress.learning_rate = self.recipe.optimizer.learning_rate * (1.0 if first_stage else share)
+        set_learning_rate(self.optimizer, self.progress.learning_rate)
 
     def _complete_step(self, interruption: Interruption) -> None:
         """Count the step, average, log, save and stop where it is due."""
@@ -205,21 +226,36 @@ class Loop:
         return bool(self.accelerator.reduce(wish) > 0)
 
     def _log(self) -> None:
-        try:
+        with self._finite():
             averages = self.monitor.averages()
-        except NotFiniteError as error:
-            raise self._diverged(error.step, str(error)) from error
         if averages:
-            place = {"epoch": self.progress.step / self.order.batches, "learning_rate": self.learning_rate}
+            place = {
+                "epoch": self.progress.step / self.order.batches,
+                "learning_rate": self.progress.learning_rate,
+            }
             self.record.write("train", self.progress.step, {**averages, **place})
 
     def _checkpoint(self) -> Path:
-        """Save the run, if it is sound."""
-        self._log()
+        """Save the run, if it is sound; the log's lines do not depend on when that is."""
+        with self._finite():
+            self.monitor.settle()
         for name, value in self.task.named_parameters():
             if not torch.isfinite(value).all():
                 raise self._diverged(self.progress.step, f"{name} holds NaN or infinity")
-        return self.checkpoints.save(self.accelerator, self.progress.step)
+        state, step = self._state(), self.progress.step
+        saved = self.checkpoints.path(step)
+        if self._is_main:
+            self.checkpoints.save(step, state, self.record.read())
+        self.accelerator.wait_for_everyone()
+        return saved
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """Losses that are not finite end the run, naming the step."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise self._diverged(error.step, str(error)) from error
 
     def _diverged(self, step: int, what: str) -> DivergenceError:
         return DivergenceError(
@@ -232,12 +268,9 @@ class Loop:
     def _validate(self) -> None:
         with self._averaged():
             metrics = self.measure(self.task.validation_set)
-            sign = 1 if self.task.higher_is_better else -1
-            value = metrics[self.task.metric]
-            if self.progress.best_step < 0 or sign * value > sign * self.progress.best:
-                self.progress.best_step, self.progress.best = self.progress.step, value
+            if self.progress.takes_as_best(metrics[self.task.metric], higher=self.task.higher_is_better):
                 self._save_best()
-            self._draw(f"samples-{self.progress.step:09d}.png")
+            self._draw(self.folder.samples(self.progress.step))
         self.record.write("validation", self.progress.step, metrics)
 
     def measure(self, dataset: Any, task: Task | None = None) -> Metrics:
@@ -250,18 +283,17 @@ class Loop:
         return nullcontext() if self.average is None else self.average.applied(self.task.network)
 
     def _save_best(self) -> None:
+        self.best = {name: value.detach().cpu().clone() for name, value in self.task.network.state_dict().items()}
         if self._is_main:
-            buffer = io.BytesIO()
-            torch.save(self.task.network.state_dict(), buffer)
-            write_atomically(self.folder / BEST, buffer.getvalue())
+            save_tensors(self.best, self.folder.best)
 
-    def _draw(self, name: str) -> None:
+    def _draw(self, path: Path) -> None:
         """Save a grid of what the network makes, if it makes images."""
         if self._is_main:
             with self.accelerator.autocast():
                 images = self.task.picture()
             if images is not None:
-                write_atomically(self.folder / name, render_grid(images))
+                write_atomically(path, render_grid(images))
 
     def _finish(self) -> Outcome:
         """Measure the last weights, which stay in the network, and the best validated ones where they are others."""
@@ -271,13 +303,13 @@ class Loop:
         last = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.accelerator.wait_for_everyone()
         metrics = best = self.measure(task.validation_set), self.measure(task.test_set)
-        if self.progress.best_step < self.progress.step and not self.run_config.brief:
-            network.load_state_dict(torch.load(self.folder / BEST, map_location="cpu", weights_only=True))
+        if self.best is not None and self.progress.best_step < self.progress.step and not self.run_config.brief:
+            network.load_state_dict(self.best)
             best = self.measure(task.validation_set), self.measure(task.test_set)
             network.load_state_dict(last)
         self.record.write("test", self.progress.step, metrics[1])
-        self._draw("samples.png")
+        self._draw(self.folder.samples())
         if self._is_main:
-            draw_curves(self.record.entries(), self.folder / "curves.png")
+            write_atomically(self.folder.curves, draw_curves(self.record.entries()))
         self.accelerator.wait_for_everyone()
         return Outcome(self.progress.step, self.progress.best_step, self.progress.start, *metrics, *best)

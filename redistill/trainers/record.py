@@ -7,13 +7,15 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torchvision.utils import save_image
 
-from redistill.trainers.checkpoint import write_atomically
+from redistill.internal.files import append, refuse_link, write_atomically
+from redistill.trainers.folder import RunFolder
 
 Entry = dict[str, Any]
 VISIBLE = 64
@@ -23,40 +25,43 @@ VISIBLE = 64
 class Record:
     """The log of a run, one JSON object a line: {"kind": "train" | "validation" | ..., "step": ..., values}."""
 
-    def __init__(self, folder: Path, *, writes: bool = True) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path | RunFolder, *, writes: bool = True) -> None:
+        folder = RunFolder.at(folder)
+        self.path = folder.log
         self.writes = writes
-        self._board = _tensorboard(folder) if writes else None
+        self._board = _tensorboard(folder.board) if writes else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append an entry."""
         if not self.writes:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        append(self.path, json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after a step, before it is done anew."""
-        if self.writes and self.path.exists():
-            kept = [entry for entry in self.entries() if entry["step"] <= step]
-            write_atomically(self.path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+    def read(self) -> str:
+        """The log as it is, for a checkpoint."""
+        return "".join(json.dumps(entry) + "\n" for entry in self.entries())
+
+    def restore(self, text: str) -> None:
+        """Make the log what it was at a checkpoint: what came after is done, and written, anew."""
+        if self.writes and (text or self.path.exists()):
+            write_atomically(self.path, text.encode())
 
     def entries(self) -> list[Entry]:
-        """All entries; a last line that was cut short by a kill is left out."""
+        """All entries; a line that was cut short by a kill, or that is none, is left out."""
         found: list[Entry] = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                found += [entry] if isinstance(entry, dict) and {"kind", "step"} <= entry.keys() else []
         return found
 
 
-def draw_curves(entries: Sequence[Entry], path: Path) -> None:
-    """One panel for the losses and one for the validation metrics, against the step."""
+def draw_curves(entries: Sequence[Entry]) -> bytes:
+    """A PNG: one panel for the losses and one for the validation metrics, against the step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -70,7 +75,9 @@ def draw_curves(entries: Sequence[Entry], path: Path) -> None:
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
+    return buffer.getvalue()
 
 
 def render_grid(images: Tensor) -> bytes:
@@ -106,8 +113,9 @@ def _cells(row: Sequence[str], widths: Sequence[int]) -> enumerate[tuple[str, in
 
 
 def _tensorboard(folder: Path) -> Any:
+    refuse_link(folder)
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder))

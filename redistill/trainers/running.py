@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import platform
+from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import torchvision
-import yaml
 from torch import nn
 
 from redistill.config.files import differences, resolved
 from redistill.config.settings import ExperimentConfig, TeacherConfig
 from redistill.distillation import MAIN
 from redistill.errors import CheckpointError
+from redistill.internal.files import write_atomically
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights
 from redistill.trainers.acceleration import processes
-from redistill.trainers.checkpoint import sole_writer, write_atomically
+from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.experiment import Experiment
-from redistill.trainers.loop import Loop, Outcome
+from redistill.trainers.folder import RunFolder
+from redistill.trainers.loop import Loop
+from redistill.trainers.progress import Facts, Outcome
 from redistill.trainers.record import table
 from redistill.trainers.students import deliver, obtain_student
 from redistill.trainers.task import Task
 from redistill.trainers.teachers import obtain_teachers
+
+logger = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
@@ -48,16 +54,17 @@ def _run(experiment: Experiment[Any], resume: bool) -> dict[str, Any]:
     student = obtain_student(experiment, teachers[MAIN])
     experiment.check_student(student)
     task = experiment.make_task(experiment.make_distiller(student, teachers))
-    loop = Loop(task, config.recipe, config.run, folder, config.data.workers)
+    facts = Facts.of(resolved(config), teachers)
+    loop = Loop(task, config.recipe, config.run, folder, config.data.workers, facts)
     outcome = loop.run(resume=resume)
     summary = summarise(task, outcome)
     if not config.run.brief and is_trained(config.teacher):
         summary["teacher"] = measure_teacher(experiment, loop, teachers[MAIN])
     if loop.accelerator.is_main_process:
-        deliver(student, folder / "student")
+        deliver(student, folder)
     summary |= experiment.follow_up(loop, student, teachers[MAIN])
     if processes().is_main_process:
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=1).encode())
+        write_atomically(folder.summary, json.dumps(_finite(summary), indent=1, allow_nan=False).encode())
     return summary
 
 
@@ -95,27 +102,44 @@ def render(experiment: Experiment[Any], summary: dict[str, Any]) -> str:
             table(experiment.rows(summary)),
             f"before training: validation {experiment.describe(summary['start'])}",
             f"parameters: {summary['parameters']:,}; helpers while training, not delivered: {helpers}",
-            f"student, curves and log: {experiment.folder}",
+            f"student, curves and log: {experiment.folder.path}",
             *experiment.remarks(summary),
         ]
     )
 
 
-def write_configuration(config: ExperimentConfig, folder: Path, resume: bool) -> None:
+def write_configuration(config: ExperimentConfig, folder: RunFolder, resume: bool) -> None:
     """Save what is run, with versions; a run is neither overwritten nor continued with another configuration."""
-    path, plain = folder / "config.yaml", resolved(config)
-    if not resume and any(folder.glob("checkpoints/step-*")):
-        raise CheckpointError(f"{folder} already holds a run; continue it with --resume or set run.folder")
-    if path.exists() and any(folder.glob("**/checkpoints/step-*")):
-        changed = differences(yaml.safe_load(path.read_text())["config"], plain)
+    plain = resolved(config)
+    if not resume and any(folder.path.glob("checkpoints/step-*")):
+        raise CheckpointError(f"{folder.path} already holds a run; continue it with --resume or set run.folder")
+    if folder.is_begun():
+        changed = differences(_written_config(folder, plain), plain)
         if changed:
-            raise CheckpointError(f"{folder} was started otherwise: {changed[0]}; set run.folder, or that back")
+            raise CheckpointError(f"{folder.path} was started otherwise: {changed[0]}; set run.folder, or that back")
     processes().wait_for_everyone()
     if processes().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump({"config": plain, "versions": versions()}, sort_keys=False)
-        write_atomically(path, text.encode())
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_config(plain, versions())
     processes().wait_for_everyone()
+
+
+def _written_config(folder: RunFolder, given: dict[str, Any]) -> dict[str, Any]:
+    """What the folder says it was started with; where that is damaged, each checkpoint has it sealed as well."""
+    try:
+        return folder.read_config()
+    except CheckpointError as error:
+        logger.warning("%s; the configuration in the checkpoints counts", error)
+        return given
+
+
+def _finite(value: Any) -> Any:
+    """Figures as JSON can hold them: what is no number is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

@@ -19,11 +19,11 @@ from redistill.config.settings import DistillationConfig, StudentConfig
 from redistill.distillation import Distillation, Need
 from redistill.errors import ConfigError
 from redistill.internal import seeding
-from redistill.models import load_model
 from redistill.trainers.acceleration import processes
 from redistill.trainers.baselines import LEVERS
 from redistill.trainers.checkpoint import save_weights
 from redistill.trainers.experiment import Experiment
+from redistill.trainers.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
     with seeding.seeded(config.run.seed, "student"):
         spec = student.model or config.teacher.model
         inherits = student.start != "scratch" and student.model is None
-        origin = teacher if inherits else load_model(spec, student.weights or "random")
+        origin = teacher if inherits else experiment.load_model(spec, student.weights or "random")
         taps = student.taps or ("auto" if listens_to_taps(config.distillation) else "none")
-        made = _make(replace(student, taps=taps), spec, origin, example)
+        made = _make(experiment, replace(student, taps=taps), spec, origin, example)
     if student.folder is not None or (student.budget is None and student.factors is None):
         return made
     if student.start == "fitted" and isinstance(made, redistill.Student):
@@ -53,13 +53,15 @@ def listens_to_taps(config: DistillationConfig) -> bool:
     return Need.TAPS in Distillation(config.methods).needs
 
 
-def _make(config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+def _make(
+    experiment: Experiment[Any], config: StudentConfig, spec: str, origin: nn.Module, example: tuple[Tensor, ...]
+) -> nn.Module:
     if config.folder is not None:
         if not Path(config.folder).is_dir():
             raise ConfigError(f"student.folder: there is no folder {config.folder}")
         return redistill.load_student(config.folder, teacher=origin)
     if config.budget is None and config.factors is None:
-        plain = load_model(spec, "random")
+        plain = experiment.load_model(spec, "random")
         plain.load_state_dict(origin.state_dict())
         return plain
     if config.lever != "pool":
@@ -147,12 +149,10 @@ def _training(network: nn.Module, norms: list[Any]) -> Iterator[None]:
         network.train(before)
 
 
-def deliver(network: nn.Module, folder: Path) -> Path:
+def deliver(network: nn.Module, folder: RunFolder) -> Path:
     """Save a student as a student's folder, any other network as its weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save = getattr(network, "save", None)
-    if callable(save):
-        save(folder)
-    else:
-        save_weights(network, folder / "model.safetensors")
-    return folder
+    if isinstance(network, redistill.Student):
+        return network.save(folder.student)
+    folder.student.mkdir(parents=True, exist_ok=True)
+    save_weights(network, folder.plain_weights)
+    return folder.student

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from redistill.config.files import resolved
 from redistill.config.settings import RecipeConfig, TeacherConfig
 from redistill.distillation import MAIN
 from redistill.internal import seeding
-from redistill.models import load_model
 from redistill.models.weights import split_key
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import save_weights
 from redistill.trainers.experiment import Experiment
+from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
-
-WEIGHTS = "weights.safetensors"
+from redistill.trainers.progress import Facts
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,13 @@ logger = logging.getLogger(__name__)
 def obtain_teachers(experiment: Experiment[Any]) -> dict[str, nn.Module]:
     """The main teacher and all others, by name; each is kept in a folder of its name unless it has a file."""
     wanted = {MAIN: experiment.config.teacher, **experiment.config.teachers}
-    found = {name: obtain_teacher(experiment, teacher, experiment.folder / name) for name, teacher in wanted.items()}
+    places = {name: experiment.folder.teacher(name) for name in wanted}
+    found = {name: obtain_teacher(experiment, teacher, places[name]) for name, teacher in wanted.items()}
     experiment.ask(found[MAIN])
     return found
 
 
-def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: Path) -> nn.Module:
+def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: RunFolder) -> nn.Module:
     """A teacher with its weights; trains it first where they are missing and there is a recipe.
 
     The weights are written to the teacher's `weights`, or into the folder; a teacher whose training was stopped
@@ -40,7 +41,7 @@ def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: 
     recipe, weights = teacher.recipe, teacher.weights
     if recipe is None or weights in ("pretrained", "random"):
         return _load(experiment, teacher.model, weights)
-    path = split_key(weights)[0] if weights is not None else folder / WEIGHTS
+    path = split_key(weights)[0] if weights is not None else folder.trained_weights
     if not path.is_file():
         if teacher.augmentation is not None:
             experiment = experiment.augmented(teacher.augmentation)
@@ -49,13 +50,14 @@ def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: 
 
 
 def train_teacher(
-    experiment: Experiment[Any], teacher: TeacherConfig, recipe: RecipeConfig, folder: Path, path: Path
+    experiment: Experiment[Any], teacher: TeacherConfig, recipe: RecipeConfig, folder: RunFolder, path: Path
 ) -> None:
     """Train a teacher by its recipe, from scratch or from its `start`, and write its weights."""
     config, spec = experiment.config, teacher.model
     model = _load(experiment, spec, teacher.start or "random")
     logger.info("training the teacher %s into %s", spec, path)
-    loop = Loop(experiment.make_task(model), recipe, config.run, folder, config.data.workers)
+    facts = Facts(resolved(config))
+    loop = Loop(experiment.make_task(model), recipe, config.run, folder, config.data.workers, facts)
     outcome = loop.run(resume=bool(loop.checkpoints.all()))
     logger.info("teacher: test %s", experiment.describe(outcome.test))
     if processes().is_main_process:
@@ -67,6 +69,6 @@ def train_teacher(
 def _load(experiment: Experiment[Any], spec: str, weights: str | Path | None) -> nn.Module:
     """A model that fits the data; where its weights are random, they are a function of the seed."""
     with seeding.seeded(experiment.config.run.seed, "teacher", spec):
-        model = load_model(spec, weights)
+        model = experiment.load_model(spec, weights)
         experiment.check(model.eval(), f"teacher.model={spec}")
     return model

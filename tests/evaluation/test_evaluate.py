@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from torchvision.transforms.functional import to_pil_image
 
 from redistill.cli import run
@@ -83,7 +84,7 @@ def test_places_of_a_run_are_the_same_network(finished):
     for name, weights in (
         ("student", "last weights"),
         ("checkpoints/step-000000004", "weights of that step"),
-        ("best.pt", "best validated weights"),
+        ("best.safetensors", "best validated weights"),
     ):
         place = find(finished / name)
         assert f"{weights}, EMA 0.995" in str(place)
@@ -145,11 +146,11 @@ def test_runs_that_are_unfinished_damaged_or_of_another_kind_are_refused(finishe
     arguments = options(extractor, "-n", "640")
     assert run(main, [str(copy), *arguments]) == 2
     assert "continue it with --resume" in capsys.readouterr().err
-    torch.save({"weight": torch.zeros(1)}, copy / "best.pt")
-    assert run(main, [str(copy / "best.pt"), *arguments]) == 2
+    save_file({"weight": torch.zeros(1)}, copy / "best.safetensors")
+    assert run(main, [str(copy / "best.safetensors"), *arguments]) == 2
     assert "does not fit" in capsys.readouterr().err
     checkpoint = copy / "checkpoints" / "step-000000004"
-    (checkpoint / "pytorch_model.bin").write_bytes(b"")
+    (checkpoint / "state.safetensors").write_bytes(b"")
     assert run(main, [str(checkpoint), *arguments]) == 2
     assert "damaged" in capsys.readouterr().err
     (copy / "teacher" / "weights.safetensors").unlink()

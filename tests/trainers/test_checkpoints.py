@@ -13,6 +13,7 @@ from redistill.config.settings import RunConfig
 from redistill.errors import CheckpointError
 from redistill.trainers.checkpoint import damage
 from redistill.trainers.record import Record
+from redistill.trainers.state import write_state
 
 OFTEN = RunConfig(log_every=2, checkpoint_every=4, keep=3)
 
@@ -74,7 +75,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, straight, harm, caplog):
     folder = tmp_path / "run"
     shutil.copytree(straight[2], folder)
     newest = sorted((folder / "checkpoints").iterdir())[-1]
-    file = newest / "pytorch_model.bin"
+    file = newest / "state.safetensors"
     if harm == "truncate":
         file.write_bytes(file.read_bytes()[:100])
     elif harm == "flip":
@@ -106,14 +107,12 @@ def test_checkpoints_are_limited_in_number(straight):
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     made = loop(tmp_path, run=OFTEN)
 
-    def full(folder, **options):
-        Path(folder).mkdir(parents=True)
-        (Path(folder) / "pytorch_model.bin").write_bytes(b"half")
+    def full(folder, state):
+        (folder / "state.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    original = made.accelerator.save_state
-    saves = iter([original, original, full])
-    monkeypatch.setattr(made.accelerator, "save_state", lambda *given, **named: next(saves)(*given, **named))
+    saves = iter([write_state, write_state, full])
+    monkeypatch.setattr("redistill.trainers.checkpoint.write_state", lambda *given: next(saves)(*given))
     with pytest.raises(CheckpointError, match=r"No space left.*step-000000006; make room"):
         made.run()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")] == []

@@ -20,6 +20,7 @@ from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.classifier import ClassifierExperiment, main
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
+from redistill.trainers.state import read_state
 from redistill.trainers.students import obtain_student, recalibrate
 from redistill.trainers.teachers import obtain_teachers
 
@@ -56,14 +57,14 @@ opened = functools.cache(open_data)
 
 def parts(settings, folder, *changes):
     config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, *changes])
-    experiment = ClassifierExperiment(config, folder, opened(config.data, config.run.seed))
+    experiment = ClassifierExperiment(config, folder, opened(config.data, config.run.seed), trust=True)
     teacher = obtain_teachers(experiment)[MAIN]
     return config, experiment, teacher, obtain_student(experiment, teacher)
 
 
 def arguments(settings, folder, *changes):
     given = [*settings, f"run.folder={folder}", *changes]
-    return [word for setting in given for word in ("--set", setting)]
+    return ["--trust", *(word for setting in given for word in ("--set", setting))]
 
 
 OWN_ARCHITECTURE = (
@@ -77,7 +78,7 @@ HARD, EASY = "student.factors=[4, 4, 2, 1]", "student.budget=2x"
     ("method", "plan"), [*((name, HARD) for name in METHODS), *((name, EASY) for name in ("red", "reentry", "fitnet"))]
 )
 def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(settings, tmp_path, monkeypatch, method, plan):
-    monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries, path: None)
+    monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries: b"")
     config, experiment, teacher, student = parts(settings, tmp_path, plan, f"distillation.methods={method}")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     task = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher}))
@@ -88,7 +89,7 @@ def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(setting
     assert all(parameter.grad is None for parameter in teacher.parameters())
     terms = {name for entry in Record(tmp_path).entries() if entry["kind"] == "train" for name in entry}
     assert any(name.startswith(f"{method}/") for name in terms)
-    saved = torch.load(loop.checkpoints.all()[-1] / "pytorch_model.bin", weights_only=True)
+    saved = read_state(loop.checkpoints.all()[-1])["task"]
     assert {name.split(".")[0] for name in saved} <= {"network", "distillation"}
 
 

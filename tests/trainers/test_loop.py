@@ -22,7 +22,7 @@ def test_it_learns_and_leaves_everything_to_be_read(tmp_path):
     assert outcome.steps == 48
     assert outcome.test["top1"] > 90 > outcome.start["top1"]
     assert outcome.best_validation["top1"] >= outcome.validation["top1"]
-    assert {path.name for path in tmp_path.iterdir()} >= {"log.jsonl", "curves.png", "best.pt", "checkpoints"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"log.jsonl", "curves.png", "best.safetensors", "checkpoints"}
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"loss", "task", "learning_rate", "images_per_second", "epoch"} <= entries[0].keys()
     assert [entry["step"] for entry in entries if entry["kind"] == "validation"] == list(range(6, 49, 6))

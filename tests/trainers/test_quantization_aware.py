@@ -137,7 +137,7 @@ def settings(tmp_path_factory):
 
 def arguments(settings, folder, *changes):
     given = [*settings, f"run.folder={folder}", *changes]
-    return ["--config", "digits/int8.yaml", *(word for setting in given for word in ("--set", setting))]
+    return ["--trust", "--config", "digits/int8.yaml", *(word for setting in given for word in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")

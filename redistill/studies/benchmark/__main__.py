@@ -7,7 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from redistill.cli import CONVENTION_HELP, MODEL_HELP, check_absent, check_writable, positive, run, write_json
+from redistill.cli import (
+    CONVENTION_HELP,
+    MODEL_HELP,
+    add_trust_option,
+    check_absent,
+    check_writable,
+    positive,
+    run,
+    write_json,
+)
 from redistill.errors import RedistillError
 from redistill.memory.conventions import CONVENTIONS
 from redistill.studies.benchmark.backends import BACKENDS
@@ -49,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--input", metavar="CxHxW", help="input shape (default: the model's)")
     group.add_argument("--weights", metavar="FILE", help="the teacher's state dict, 'pretrained' or 'random'")
     group.add_argument("--convention", choices=CONVENTIONS, help="of the budget (default: deploy)")
+    add_trust_option(parser)
     group = parser.add_argument_group("what to time")
     group.add_argument(
         "--backends", type=backend_names, default=ALL, metavar="A,B",
@@ -110,7 +120,7 @@ def _obtain(given: argparse.Namespace) -> Pair:
     asked = [name for name, value in making.items() if value is not None]
     if asked:
         raise RedistillError(f"--{asked[0]} makes a student, and {given.folder} holds one already; give one of the two")
-    return read_pair(given.folder, given.model)
+    return read_pair(given.folder, given.model, given.trust)
 
 
 def _steps(steps: int | None, pair: Pair) -> int | None:

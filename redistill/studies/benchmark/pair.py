@@ -12,6 +12,7 @@ from redistill import recipe
 from redistill.compiler.pipeline import load_student, transform
 from redistill.errors import StudentError
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
+from redistill.models.specs import require_trust
 from redistill.student import Student, record_of
 
 Inputs = tuple[Tensor, ...]
@@ -58,10 +59,11 @@ def make_pair(
     return Pair(model, teacher, student, origin)
 
 
-def read_pair(folder: str | Path, model: str | None = None) -> Pair:
+def read_pair(folder: str | Path, model: str | None = None, trust: bool = False) -> Pair:
     """The student in a folder, or in ``student`` of a run's folder, and its teacher's architecture.
 
-    The teacher has random weights: neither memory nor time depends on them.
+    What the folder names is imported only with ``trust``; what ``model`` names, as it is. The teacher has random
+    weights: neither memory nor time depends on them.
 
     Raises:
         StudentError: there is no student, or the teacher is not the one it was made of.
@@ -70,6 +72,8 @@ def read_pair(folder: str | Path, model: str | None = None) -> Pair:
     spec = model or recipe.read(path).get("model")
     if spec is None:
         raise StudentError(f"{path} does not say which model its teacher is; give it: --model SPEC")
+    if model is None:
+        require_trust(spec, path, trust)
     torch.manual_seed(0)
     teacher = load_model(spec, "random")
     student = load_student(path, teacher).eval()

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from redistill.cli import positive
+from redistill.cli import add_trust_option, positive
 from redistill.config.files import load, packaged, read_file
 from redistill.errors import ConfigError, RedistillError
 from redistill.studies.comparison.classifiers import AccuracyJudge
@@ -38,13 +38,13 @@ def read_comparison(name: str, assignments: Sequence[str]) -> ComparisonConfig:
     return dataclasses.replace(config, settings=(*config.settings, *others))
 
 
-def choose_judge(config: ComparisonConfig, folder: Path) -> Judge:
+def choose_judge(config: ComparisonConfig, folder: Path, trust: bool = False) -> Judge:
     """The judge of the experiment's trainer."""
     if read_file(config.experiment).get("trainer") != "denoiser":
-        return AccuracyJudge(config, folder)
+        return AccuracyJudge(config, folder, trust=trust)
     from redistill.studies.comparison.denoisers import ImageJudge
 
-    return ImageJudge(config, folder)
+    return ImageJudge(config, folder, trust=trust)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,11 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--table", action="store_true", help="run nothing: make table and plot of the runs that are done"
     )
+    add_trust_option(parser)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("redistill").setLevel(logging.INFO)
     try:
-        judge = choose_judge(read_comparison(options.config, options.set), Path(options.folder))
+        judge = choose_judge(read_comparison(options.config, options.set), Path(options.folder), options.trust)
         if options.jobs > 1 and not options.table:
             finish_together(judge, options.jobs)
         results = compare(judge, only_finished=options.table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from redistill.studies.comparison.frontier import draw_frontier
 from redistill.studies.comparison.runs import PLAIN, ComparisonConfig, Judge, Result, Row, Scores
 from redistill.studies.comparison.tables import COSTS, TOP1, VALIDATION, render_table
 from redistill.trainers.classifier import train
+from redistill.trainers.folder import RunFolder
 
 REFERENCE = "the teacher's architecture"
 
@@ -20,14 +20,14 @@ class AccuracyJudge(Judge):
 
     kind = ClassifierConfig
 
-    def __init__(self, config: ComparisonConfig, folder: Path) -> None:
-        super().__init__(config, folder)
+    def __init__(self, config: ComparisonConfig, folder: Path, *, trust: bool = False) -> None:
+        super().__init__(config, folder, trust=trust)
         alone = ("student.budget=null", "student.factors=null", "distillation.methods=none")
         self.reference = Row("1x", "teacher", REFERENCE, (*alone, *config.reference))
 
     def train(self, settings: ClassifierConfig, place: Path, *, resume: bool) -> None:
         """Carry out one run."""
-        train(settings, place, resume=resume)
+        train(settings, place, resume=resume, trust=self.trust)
 
     def score(self, row: Row, seed: int) -> Scores:
         """Test and validation top-1, in percent, and what the student costs."""
@@ -46,7 +46,7 @@ class AccuracyJudge(Judge):
 
 def read_scores(place: Path) -> Scores:
     """The scores of a finished run, from its summary."""
-    summary = json.loads((place / "summary.json").read_text())
+    summary = RunFolder(place).read_summary()
     scores = {TOP1: float(summary["last"]["test"][TOP1])}
     if "validation" in summary["last"]:
         scores[VALIDATION] = float(summary["last"]["validation"][TOP1])

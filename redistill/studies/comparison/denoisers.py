@@ -12,7 +12,9 @@ from torch import Tensor
 
 from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import merge, read, resolved
+from redistill.distillation import MAIN
 from redistill.evidence.table import Table
+from redistill.internal.files import checksum, write_atomically
 from redistill.studies.comparison.runs import ComparisonConfig, Judge, Result, Row, Scores
 from redistill.studies.evaluation.evaluating import EvaluationConfig, Evaluator
 from redistill.studies.evaluation.generation import TrainedDenoiser
@@ -30,7 +32,6 @@ from redistill.studies.evaluation.report import (
 )
 from redistill.studies.evaluation.timesteps import TimestepError, plot_errors
 from redistill.trainers.acceleration import processes
-from redistill.trainers.checkpoint import checksum, write_atomically
 from redistill.trainers.denoiser import DenoiserExperiment, train
 from redistill.trainers.teachers import obtain_teacher
 
@@ -47,8 +48,8 @@ class ImageJudge(Judge):
     kind = DenoiserConfig
     reference = Row("1x", "", REFERENCE, ())
 
-    def __init__(self, config: ComparisonConfig, folder: Path) -> None:
-        super().__init__(config, folder)
+    def __init__(self, config: ComparisonConfig, folder: Path, *, trust: bool = False) -> None:
+        super().__init__(config, folder, trust=trust)
         self.common: DenoiserConfig = self.settings(self.reference, config.seeds[0])
         inherited = {name: resolved(getattr(self.common, name)) for name in ("data", "diffusion")}
         self.evaluation = read(EvaluationConfig, merge(inherited, dict(config.evaluation)))
@@ -60,7 +61,7 @@ class ImageJudge(Judge):
 
     def train(self, settings: DenoiserConfig, place: Path, *, resume: bool) -> None:
         """Carry out one run."""
-        train(settings, place, resume=resume)
+        train(settings, place, resume=resume, trust=self.trust)
 
     def seeds(self, row: Row) -> Sequence[int]:
         """There is one teacher."""
@@ -73,7 +74,7 @@ class ImageJudge(Judge):
         if row == self.reference:
             denoiser, weights = self.teacher, self.teacher_weights
         else:
-            run = open_run(self.finish(row, seed))
+            run = open_run(self.finish(row, seed), trust=self.trust)
             denoiser, weights = open_denoiser(Place(place, "run", run), self.evaluation), run.weights
         if processes().is_main_process:
             self._evaluate(denoiser, place, self._key(weights), is_teacher=row == self.reference)
@@ -117,7 +118,8 @@ class ImageJudge(Judge):
     def teacher(self) -> TrainedDenoiser:
         """Trained first where it has no weights yet."""
         config = self.common.teacher
-        network = obtain_teacher(DenoiserExperiment(self.common, self.folder), config, self.folder / "teacher")
+        experiment = DenoiserExperiment(self.common, self.folder, trust=self.trust)
+        network = obtain_teacher(experiment, config, experiment.folder.teacher(MAIN))
         averaged = averaging(config.recipe.ema if config.recipe else None)
         return make_denoiser(network, f"{config.weights}, {averaged}", self.evaluation)
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from redistill.config.files import load
 from redistill.config.settings import ExperimentConfig
+from redistill.internal.files import write_atomically
 from redistill.trainers.acceleration import processes
-from redistill.trainers.checkpoint import write_atomically
+from redistill.trainers.folder import RunFolder
 
 Settings = tuple[str, ...]
 Scores = Mapping[str, float]
@@ -123,8 +124,8 @@ class Judge(ABC):
     kind: ClassVar[type[ExperimentConfig]]
     reference: Row
 
-    def __init__(self, config: ComparisonConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: ComparisonConfig, folder: Path, *, trust: bool = False) -> None:
+        self.config, self.folder, self.trust = config, folder, trust
 
     @abstractmethod
     def train(self, settings: Any, place: Path, *, resume: bool) -> None:
@@ -159,7 +160,7 @@ class Judge(ABC):
     def finish(self, row: Row, seed: int) -> Path:
         """Make a run, or what is left of it, and return its folder."""
         place = self.place(row, seed)
-        if not (place / SUMMARY).is_file():
+        if not RunFolder(place).summary.is_file():
             self.train(self.settings(row, seed), place, resume=place.exists())
         return place
 
@@ -181,7 +182,7 @@ def finish_together(judge: Judge, jobs: int) -> None:
     runs = [(row, seed) for row in rows(judge.config, judge.reference) for seed in judge.seeds(row)]
     judge.score(*runs[0])
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
-        futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, *run) for run in runs[1:]]
+        futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, judge.trust, *run) for run in runs[1:]]
         for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
             future.result()
 
@@ -199,13 +200,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, row: Row, seed: int) -> None:
-    kind(config, folder).finish(row, seed)
+def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, trust: bool, row: Row, seed: int) -> None:
+    kind(config, folder, trust=trust).finish(row, seed)
 
 
 def finished(judge: Judge, row: Row) -> list[int]:
     """The seeds of a row whose runs are done."""
-    return [seed for seed in judge.seeds(row) if (judge.place(row, seed) / SUMMARY).is_file()]
+    return [seed for seed in judge.seeds(row) if RunFolder(judge.place(row, seed)).summary.is_file()]
 
 
 def compare(judge: Judge, *, only_finished: bool = False) -> list[Result]:

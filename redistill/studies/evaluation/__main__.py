@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from redistill.cli import check_writable, positive, run, write_json
+from redistill.cli import add_trust_option, check_writable, positive, run, write_json
 from redistill.config.files import override, read
 from redistill.studies.evaluation.evaluating import Evaluation, EvaluationConfig, Evaluator
 from redistill.studies.evaluation.loading import open_denoiser, open_teacher
@@ -33,8 +33,8 @@ EPILOG = """scores:
   Compare with the row "real", and only scores of the same extractor, reference, -n, sampler and steps.
 
 what is evaluated:
-  a run of redistill.trainers.denoiser (its student, or the teacher that it trained), best.pt or a checkpoint in it, a
-  student's folder, or a folder of PNG or JPEG images (then name the data set by --data)
+  a run of redistill.trainers.denoiser (its student, or the teacher that it trained), best.safetensors or a checkpoint
+  in it, a student's folder, or a folder of PNG or JPEG images (then name the data set by --data)
 
 extractors:
   without --extractor, a small classifier is trained on the data set (once; minutes) and its 64 features are used:
@@ -78,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="any setting, as data.root=/data"
     )
+    add_trust_option(parser)
     group = parser.add_argument_group("what to write")
     group.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the scores, to a file or standard output")
     group.add_argument("--plot", metavar="FILE.png", help="the error of the predicted noise by timestep")
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable(given.json, given.plot, given.grid)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("redistill").setLevel(logging.INFO)
-    place = find(Path(given.subject))
+    place = find(Path(given.subject), given.trust)
     evaluation, images = evaluate(place, read_config(given, place))
     if given.plot:
         plot_errors({name: judged.errors for name, judged in evaluation.judged.items()}, given.plot)

@@ -31,10 +31,11 @@ from redistill.config.settings import (
 )
 from redistill.data.sources import open_source
 from redistill.errors import EvaluationError
+from redistill.internal.files import checksum, write_atomically
 from redistill.internal.seeding import derive
 from redistill.studies.evaluation.network import FEATURES, FeatureNetwork
-from redistill.trainers.checkpoint import checksum, write_atomically
 from redistill.trainers.classifier import train
+from redistill.trainers.folder import RunFolder
 
 Kind = Literal["inception-v3-compat", "redistill-domain"]
 INCEPTION: Kind = "inception-v3-compat"
@@ -174,9 +175,9 @@ def train_extractor(data: DataConfig, recipe: RecipeConfig, root: Path) -> Path:
     if not (folder / FILE).is_file():
         config = extractor_config(DataConfig(**facts), recipe)
         logger.info("training the feature extractor of %s into %s", data.name, folder)
-        summary = train(config, folder, resume=folder.exists())
+        summary = train(config, folder, resume=folder.exists(), trust=True)
         told = {"data": data.name, "image_size": data.image_size, "top1": summary["last"]["test"]["top1"]}
-        save_network(folder / FILE, load_file(folder / "student" / "model.safetensors"), told)
+        save_network(folder / FILE, load_file(RunFolder(folder).plain_weights), told)
     return folder / FILE
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from redistill import load_student
 from redistill.data.sources import open_source
+from redistill.distillation import MAIN
 from redistill.errors import EvaluationError, ModelError
-from redistill.models import load_model
+from redistill.internal.files import reason
 from redistill.recipe import RECIPE
 from redistill.studies.evaluation.evaluating import EvaluationConfig
 from redistill.studies.evaluation.generation import TrainedDenoiser
 from redistill.studies.evaluation.paths import Place, Run, averaging
-from redistill.trainers.checkpoint import damage
+from redistill.trainers.checkpoint import read_checkpoint
 from redistill.trainers.denoiser import DenoiserExperiment
-from redistill.trainers.loop import BEST
 from redistill.trainers.students import obtain_student
-from redistill.trainers.teachers import WEIGHTS
 
 
 def open_denoiser(place: Place, config: EvaluationConfig) -> TrainedDenoiser:
@@ -32,11 +31,11 @@ def open_denoiser(place: Place, config: EvaluationConfig) -> TrainedDenoiser:
         RedistillError: files that are missing or damaged, or do not fit the run's configuration.
     """
     if place.run is None:
-        return make_denoiser(load_student(place.path), str(place), config)
+        return make_denoiser(load_student(place.path, trust=place.trust), str(place), config)
     if place.kind in ("run", "student"):
-        network = load_delivered(place.run, place.path if place.kind == "student" else place.run.folder / "student")
+        network = load_delivered(place.run, place.path if place.kind == "student" else place.run.folder.student)
     else:
-        state = checkpoint_weights(place.path, place.run) if place.kind == "checkpoint" else _read(place.path)
+        state = checkpoint_weights(place.path) if place.kind == "checkpoint" else _read(place.path)
         network = build_network(place.run)
         _fill(network, state, place.path)
     return make_denoiser(network, str(place), config)
@@ -54,12 +53,14 @@ def open_teacher(place: Place, config: EvaluationConfig) -> TrainedDenoiser | No
     if teacher.recipe is None and teacher.weights in (None, "random"):
         return None
     if teacher.weights == "pretrained":
-        return make_denoiser(load_model(teacher.model, teacher.weights), f"{teacher.model}, pretrained", config)
-    weights = Path(teacher.weights).expanduser() if teacher.weights else place.run.folder / "teacher" / WEIGHTS
+        return make_denoiser(
+            place.run.load_model(teacher.model, teacher.weights), f"{teacher.model}, pretrained", config
+        )
+    weights = Path(teacher.weights).expanduser() if teacher.weights else place.run.folder.teacher(MAIN).trained_weights
     if not weights.is_file():
         raise EvaluationError(f"the teacher's weights are missing at {weights}; put them back there")
     described = [str(weights)] if teacher.recipe is None else [str(weights), averaging(teacher.recipe.ema)]
-    return make_denoiser(load_model(teacher.model, weights), ", ".join(described), config)
+    return make_denoiser(place.run.load_model(teacher.model, weights), ", ".join(described), config)
 
 
 def make_denoiser(network: nn.Module, description: str, config: EvaluationConfig) -> TrainedDenoiser:
@@ -74,44 +75,45 @@ def load_delivered(run: Run, folder: Path) -> nn.Module:
     """The finished network of a run, in a folder of it."""
     spec = run.config.teacher.model
     if (folder / RECIPE).is_file():
-        return load_student(folder, load_model(run.config.student.model or spec, "random"))
+        return load_student(folder, run.load_model(run.config.student.model or spec, "random"))
     if not run.weights.is_file():
         raise EvaluationError(
-            f"{run.folder} is not finished; continue it with --resume, or give its {run.folder / BEST}"
+            f"{run.folder.path} is not finished; continue it with --resume, or give its {run.folder.best}"
         )
-    return load_model(spec, run.weights)
+    return run.load_model(spec, run.weights)
 
 
 def build_network(run: Run) -> nn.Module:
     """The network of a run, with any weights."""
     config = replace(run.config, student=replace(run.config.student, start="scratch"))
-    return obtain_student(DenoiserExperiment(config, run.folder), load_model(config.teacher.model, "random"))
+    return obtain_student(
+        DenoiserExperiment(config, run.folder, trust=run.trust), run.load_model(config.teacher.model, "random")
+    )
 
 
-def checkpoint_weights(folder: Path, run: Run) -> Mapping[str, Tensor]:
-    """The moving average of a checkpoint where the run keeps one, else the weights themselves."""
-    fault = damage(folder)
-    if fault is not None:
-        raise EvaluationError(f"{folder} is damaged ({fault}); give the checkpoint before it")
-    if run.config.recipe.ema:
-        averaged: Mapping[str, Tensor] = _read(folder / "custom_checkpoint_1.pkl")["values"]
+def checkpoint_weights(folder: Path) -> Mapping[str, Tensor]:
+    """The moving average of a checkpoint where the run keeps one, else the weights themselves.
+
+    Raises:
+        CheckpointError: it is damaged, or an earlier version's.
+    """
+    state = read_checkpoint(folder)
+    if state["average"] is not None:
+        averaged: Mapping[str, Tensor] = state["average"]["values"]
         return averaged
-    task, prefix = _read(folder / "pytorch_model.bin"), "network."
-    return {name.removeprefix(prefix): value for name, value in task.items() if name.startswith(prefix)}
+    prefix = "network."
+    return {name.removeprefix(prefix): value for name, value in state["task"].items() if name.startswith(prefix)}
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise EvaluationError(f"cannot read weights from {path} ({reason(error)}); give another place") from error
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{path} does not fit the network of its run's config.yaml: {reason}") from error
-
-
-def _read(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes happen to provoke
-        raise EvaluationError(
-            f"cannot read weights from {path} ({type(error).__name__}); give another place"
-        ) from error
+        raise ModelError(f"{path} does not fit the network of its run's config.yaml: {reason(error)}") from error

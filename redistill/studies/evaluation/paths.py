@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from torch import nn
 
 from redistill import recipe
 from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import read
 from redistill.errors import EvaluationError
-from redistill.trainers.loop import BEST
+from redistill.models import load_model
+from redistill.models.specs import require_trust
+from redistill.trainers.folder import RunFolder
 
 Kind = Literal["run", "best", "checkpoint", "student", "images"]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
@@ -21,17 +23,26 @@ WEIGHTS = {"best": "best validated weights", "checkpoint": "weights of that step
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and its resolved configuration."""
+    """A run's folder, its resolved configuration, and whether it may name models to import."""
 
-    folder: Path
+    folder: RunFolder
     config: DenoiserConfig
     raw: dict[str, Any]
+    trust: bool = False
+
+    def load_model(self, spec: str, weights: str | Path) -> nn.Module:
+        """A model that the configuration names.
+
+        Raises:
+            TrustError: it would have to be imported, and nobody has said that it may.
+        """
+        return load_model(require_trust(spec, self.folder.config, self.trust), weights)
 
     @property
     def weights(self) -> Path:
         """The file of the finished network's weights."""
-        student = self.folder / "student"
-        return student / (recipe.WEIGHTS if (student / recipe.RECIPE).is_file() else "model.safetensors")
+        is_student = (self.folder.student / recipe.RECIPE).is_file()
+        return self.folder.student / recipe.WEIGHTS if is_student else self.folder.plain_weights
 
     @property
     def rewrites(self) -> bool:
@@ -47,10 +58,12 @@ class Place:
     path: Path
     kind: Kind
     run: Run | None = None
+    trust: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What the run says of data and diffusion, to start an evaluation's configuration from."""
-        return {} if self.run is None else {name: self.run.raw[name] for name in ("data", "diffusion")}
+        raw = {} if self.run is None else self.run.raw
+        return {name: raw[name] for name in ("data", "diffusion") if name in raw}
 
     def __str__(self) -> str:
         if self.run is None:
@@ -59,8 +72,8 @@ class Place:
         return f"{self.path}, {weights}, {averaging(self.run.config.recipe.ema)}"
 
 
-def find(path: Path) -> Place:
-    """Tell what a path is.
+def find(path: Path, trust: bool = False) -> Place:
+    """Tell what a path is, and whether it may name models to import.
 
     Raises:
         EvaluationError: nothing that can be evaluated.
@@ -68,35 +81,30 @@ def find(path: Path) -> Place:
     if not path.exists():
         raise EvaluationError(f"there is no {path}; give a run, a checkpoint, a student's folder or a folder of images")
     if (path / recipe.RECIPE).is_file():
-        run = open_run(path.parent) if (path.parent / "config.yaml").is_file() else None
-        return Place(path, "student", run)
-    if path.name == BEST:
-        return Place(path, "best", open_run(path.parent))
-    if path.parent.name == "checkpoints":
-        return Place(path, "checkpoint", open_run(path.parent.parent))
-    if (path / "config.yaml").is_file():
-        return Place(path, "run", open_run(path))
+        run = open_run(path.parent, trust) if RunFolder(path.parent).config.is_file() else None
+        return Place(path, "student", run, trust)
+    if path == RunFolder(path.parent).best:
+        return Place(path, "best", open_run(path.parent, trust))
+    if path.parent == RunFolder(path.parent.parent).checkpoints:
+        return Place(path, "checkpoint", open_run(path.parent.parent, trust))
+    if RunFolder(path).config.is_file():
+        return Place(path, "run", open_run(path, trust))
     if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
         return Place(path, "images")
     raise EvaluationError(f"{path} is no run, no checkpoint, no student, and holds no PNG or JPEG images")
 
 
-def open_run(folder: Path) -> Run:
+def open_run(path: Path, trust: bool = False) -> Run:
     """A run of the denoiser's trainer.
 
     Raises:
         EvaluationError: it has no configuration, or is a run of another trainer.
     """
-    file = folder / "config.yaml"
-    try:
-        raw = yaml.safe_load(file.read_text())["config"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise EvaluationError(
-            f"{file} cannot be read, which says what the network is; give the folder of a run"
-        ) from error
+    folder = RunFolder(path)
+    raw = folder.read_config(EvaluationError)
     if raw.get("trainer") != "denoiser":
-        raise EvaluationError(f"{folder} is a run of the {raw.get('trainer')} trainer; only denoisers are evaluated")
-    return Run(folder, read(DenoiserConfig, raw), raw)
+        raise EvaluationError(f"{path} is a run of the {raw.get('trainer')} trainer; only denoisers are evaluated")
+    return Run(folder, read(DenoiserConfig, raw), raw, trust)
 
 
 def averaging(ema: float | None) -> str:

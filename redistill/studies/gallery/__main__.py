@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
-from redistill.cli import MODEL_HELP, check_absent, check_writable, run
+from redistill.cli import MODEL_HELP, add_trust_option, check_absent, check_writable, run
 from redistill.errors import RedistillError
 from redistill.internal.text import format_bytes
 from redistill.report.tables import format_table
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", default="4x", help="of the students of models (default: %(default)s)")
     parser.add_argument("--input", metavar="CxHxW", help="input shape of the models (default: each model's own)")
     parser.add_argument("--accuracies", metavar="FILE", help="top-1 by model, CSV or JSON; before what a run says")
+    add_trust_option(parser)
     group = parser.add_argument_group("what to write")
     group.add_argument("--output", metavar="FILE.png", help="the picture (default: gallery.png, without --html)")
     group.add_argument("--html", metavar="FILE.html", help="the page, self-contained")
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.force:
         check_absent(picture, given.html)
     known = read_accuracies(given.accuracies) if given.accuracies else {}
-    entries, refused = collect(given.subjects, given.budget, given.input, known, progress=sys.stderr.isatty())
+    entries, refused = collect(
+        given.subjects, given.budget, given.input, known, progress=sys.stderr.isatty(), trust=given.trust
+    )
     _check_used(known, entries, refused)
     if picture:
         draw_gallery(entries, picture)

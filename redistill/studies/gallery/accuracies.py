@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from redistill.errors import RedistillError
+from redistill.internal.documents import LARGEST
+from redistill.internal.files import read_text, reason
+from redistill.trainers.folder import RunFolder
 
 FORM = "write model,teacher,student as CSV, or {MODEL: {teacher: PERCENT, student: PERCENT}} as JSON"
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,12 @@ def read_accuracies(path: str | Path) -> dict[str, Accuracy]:
         RedistillError: the file is missing or has another form.
     """
     try:
-        text = Path(path).read_text()
+        text = read_text(Path(path), LARGEST)
         rows = _rows_of_csv(text) if Path(path).suffix.lower() == ".csv" else json.loads(text)
         return {name: Accuracy(_percent(row, "teacher"), _percent(row, "student")) for name, row in rows.items()}
     except OSError as error:
-        raise RedistillError(f"cannot read the accuracies in {path}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RedistillError(f"cannot read the accuracies in {path}: {reason(error)}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, csv.Error) as error:
         raise RedistillError(f"cannot read the accuracies in {path}: {error}; {FORM}") from error
 
 
@@ -51,7 +53,10 @@ def _percent(row: Mapping[str, Any], role: str) -> float | None:
     unknown = set(row) - {"model", "teacher", "student"}
     if unknown:
         raise ValueError(f"{sorted(map(str, unknown))[0]!r} is neither teacher nor student")
-    value = row.get(role)
+    return _as_percent(row.get(role))
+
+
+def _as_percent(value: Any) -> float | None:
     if value is None or value == "":
         return None
     percent = float(value)
@@ -66,13 +71,13 @@ def accuracy_of_run(folder: Path) -> Accuracy | None:
     Raises:
         RedistillError: the summary is damaged.
     """
-    path = folder / SUMMARY
+    path = RunFolder(folder).summary
     if not path.is_file():
         return None
     try:
-        summary = json.loads(path.read_text())
+        summary = RunFolder(folder).read_summary(RedistillError)
         found = (summary.get("teacher", {}).get("test", {}), summary.get("last", {}).get("test", {}))
-        values = [float(metrics["top1"]) if "top1" in metrics else None for metrics in found]
+        values = [_as_percent(metrics.get("top1")) for metrics in found]
     except (ValueError, AttributeError, TypeError) as error:
         raise RedistillError(f"{path} is not the summary of a run: {error}; remove it, or run again") from error
     return Accuracy(*values) if any(value is not None for value in values) else None

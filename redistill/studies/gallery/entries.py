@@ -45,14 +45,14 @@ class Entry:
         return " → ".join("?" if value is None else f"{value:.2f} %" for value in values)
 
 
-def read_entry(subject: str, budget: str = "4x", shape: str | None = None) -> Entry:
+def read_entry(subject: str, budget: str = "4x", shape: str | None = None, trust: bool = False) -> Entry:
     """The entry of a student's folder, of a run's folder, or of a model whose student is made for ``budget``.
 
     Raises:
         RedistillError: as ``transform`` and ``load_student``; a folder without a student.
     """
     if Path(subject).is_dir():
-        pair, accuracy = read_pair(subject), accuracy_of_run(_run_folder(subject))
+        pair, accuracy = read_pair(subject, trust=trust), accuracy_of_run(_run_folder(subject))
     elif ":" in subject:
         pair, accuracy = make_pair(subject, budget, shape=shape), None
     else:
@@ -72,6 +72,7 @@ def collect(
     shape: str | None = None,
     known: Mapping[str, Accuracy] | None = None,
     progress: bool = False,
+    trust: bool = False,
 ) -> tuple[list[Entry], dict[str, str]]:
     """All entries with the accuracies of ``known``, and of each model whose budget is out of reach the reason.
 
@@ -81,7 +82,7 @@ def collect(
     entries, refused = [], {}
     for subject in tqdm(subjects, unit="model", leave=False, disable=not progress):
         try:
-            entries.append(_with_accuracy(read_entry(subject, budget, shape), known or {}))
+            entries.append(_with_accuracy(read_entry(subject, budget, shape, trust), known or {}))
         except InfeasibleBudgetError as error:
             refused[subject] = str(error)
     if not entries:
