@@ -1,8 +1,15 @@
-"""The student's folder: a readable recipe and safetensors, written whole or not at all, and no pickle."""
+"""The student's folder: a readable recipe and safetensors, sealed together, replaced in one step, and no pickle.
+
+The recipe names the weights by their checksum. Where a student is saved over another, the new weights are laid beside
+the old ones first, then the recipe is exchanged in one step, and only then do the new weights take their usual name.
+Whoever is killed in between leaves the old student or the new one: a reader takes the weights whose checksum is the
+recipe's. Whatever else lies in the folder stays.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from importlib import metadata
@@ -11,80 +18,138 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from redistill.errors import StudentError
+from redistill.errors import RedistillError, StudentError
+from redistill.internal.documents import dump_yaml, read_yaml
+from redistill.internal.files import checksum, flush, reason, refuse_link, write_atomically
 
 RECIPE = "student.yaml"
 WEIGHTS = "weights.safetensors"
+WAITING = ".weights-{}.safetensors"
+"""Weights that have not got their name yet, by their checksum."""
 FORMAT = 2
 _FLAT = ("budget", "convention", "dtype", "objective", "reorder", "init")
-"""What the first format kept beside the plan; later ones keep it as the request."""
+"""What the first format, which had no seal, kept beside the plan; later ones keep it as the request."""
 
 
 def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
     """Write ``recipe`` and the weights of ``module`` to ``directory``; a student already there is replaced.
 
     Raises:
-        StudentError: the folder cannot be written, or holds something that is not a student.
+        StudentError: the folder cannot be written, is a link, or holds something that is not a student.
     """
-    if (
-        directory.exists()
-        and not (directory / RECIPE).is_file()
-        and (not directory.is_dir() or any(directory.iterdir()))
-    ):
-        raise StudentError(f"{directory} exists and is not a student; choose another folder or remove it")
     try:
+        refuse_link(directory)
+        if directory.exists() and not (directory / RECIPE).is_file():
+            _require_empty(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-            _fill(Path(scratch) / "new", recipe, module)
-            if directory.exists():
-                os.replace(directory, Path(scratch) / "old")
-            os.replace(Path(scratch) / "new", directory)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StudentError(f"cannot write the student to {directory}: {reason}") from error
+        if directory.exists():
+            _fill(directory, recipe, module)
+        else:
+            _create(directory, recipe, module)
+    except (OSError, SafetensorError, RedistillError) as error:
+        raise StudentError(f"cannot write the student to {directory}: {reason(error)}") from error
     return directory
 
 
+def _require_empty(directory: Path) -> None:
+    if not directory.is_dir() or any(directory.iterdir()):
+        raise StudentError("it exists and is not a student; choose another folder or remove it")
+
+
+def _create(directory: Path, recipe: dict[str, Any], module: nn.Module) -> None:
+    """A new folder appears with all that belongs into it."""
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        _fill(new, recipe, module)
+        os.rename(new, directory)
+    flush(directory.parent)
+
+
 def _fill(folder: Path, recipe: dict[str, Any], module: nn.Module) -> None:
-    folder.mkdir()
-    safetensors.torch.save_model(module, str(folder / WEIGHTS))
+    """Lay the weights down, exchange the recipe, give the weights their name."""
+    refuse_link(folder / WEIGHTS)
+    waiting = _lay_down(folder, module)
     versions = {"torch": str(torch.__version__), "torchvision": metadata.version("torchvision")}
-    whole = {
-        "format": FORMAT,
-        **recipe,
-        "versions": versions,
-        "weights": {"file": WEIGHTS, "sha256": _digest(folder / WEIGHTS)},
-    }
-    (folder / RECIPE).write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+    weights = {"file": WEIGHTS, "sha256": checksum(waiting)}
+    whole = {"format": FORMAT, **recipe, "versions": versions, "weights": weights}
+    write_atomically(folder / RECIPE, sealed(whole).encode())
+    os.replace(waiting, folder / WEIGHTS)
+    for other in folder.glob(WAITING.format("*")):
+        other.unlink()
+    flush(folder)
+
+
+def _lay_down(folder: Path, module: nn.Module) -> Path:
+    """The weights as a file that is named by its checksum."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        safetensors.torch.save_model(module, name)
+        temporary.chmod(0o666 & ~_umask())
+        flush(temporary)
+        waiting = folder / WAITING.format(checksum(temporary))
+        os.replace(temporary, waiting)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return waiting
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def sealed(recipe: dict[str, Any]) -> str:
+    """A recipe as YAML, with a checksum over everything in it, that of the weights included."""
+    return dump_yaml({**recipe, "seal": _seal(recipe)})
+
+
+def _seal(recipe: dict[str, Any]) -> str:
+    plain = json.dumps({key: value for key, value in recipe.items() if key != "seal"}, sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The recipe of a student folder, its weights' checksum verified.
+    """The recipe of a student folder, its seal and its weights' checksum verified.
 
     Raises:
         StudentError: the folder is missing, incomplete or damaged.
     """
+    recipe = _read(directory)
+    if find_weights(directory, recipe) is None:
+        recipe = _read(directory)  # it may have been saved over between the two files
+    if find_weights(directory, recipe) is None:
+        if not (directory / WEIGHTS).is_file():
+            raise StudentError(f"{directory} has no {WEIGHTS}; save the student again")
+        raise StudentError(
+            f"{directory / WEIGHTS} is damaged: its checksum is not the recipe's; save the student again"
+        )
+    return recipe
+
+
+def _read(directory: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load((directory / RECIPE).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or "its recipe is not valid YAML"
-        raise StudentError(f"{directory} is not a student folder: {RECIPE}: {reason}") from error
+        recipe = read_yaml(directory / RECIPE, StudentError)
+    except StudentError as error:
+        raise StudentError(f"{directory} is not a student folder: {error}") from error
     needed = {"format", "teacher", "inputs", "request", "plan", "taps", "weights", "peak_bytes"}
-    if isinstance(recipe, dict) and recipe.get("format") == 1:
+    first = isinstance(recipe, dict) and recipe.get("format") == 1
+    if first:
         recipe = _from_first_format(recipe)
     if not isinstance(recipe, dict) or not needed <= recipe.keys():
         raise StudentError(f"{directory / RECIPE} is damaged: it must have {', '.join(sorted(needed))}")
     if recipe["format"] != FORMAT:
-        raise StudentError(f"{directory} has format {recipe['format']}; this version reads format {FORMAT}")
-    weights = directory / WEIGHTS
-    if not weights.is_file():
-        raise StudentError(f"{directory} has no {WEIGHTS}; save the student again")
-    if _digest(weights) != recipe["weights"].get("sha256"):
-        raise StudentError(f"{weights} is damaged: its checksum is not the recipe's; save the student again")
+        raise StudentError(
+            f"{directory} has format {recipe['format']}; this version reads format {FORMAT}: save the student again"
+        )
+    if not first and recipe.get("seal") != _seal(recipe):
+        raise StudentError(f"{directory / RECIPE} is damaged: its checksum is not its own; save the student again")
     return recipe
 
 
@@ -95,22 +160,39 @@ def _from_first_format(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "format": FORMAT, "request": request}
 
 
+def find_weights(directory: Path, recipe: dict[str, Any]) -> Path | None:
+    """The weights that belong to a recipe: under their name, or still waiting for it where a writer was killed."""
+    expected = recipe["weights"]["sha256"] if isinstance(recipe["weights"], dict) else None
+    for path in (directory / WEIGHTS, directory / WAITING.format(expected)):
+        if path.is_file() and checksum(path) == expected:
+            return path
+    return None
+
+
 def load_weights(module: nn.Module, directory: Path) -> None:
     """Load the weights of a student folder into ``module``, every key of it.
 
     Raises:
-        StudentError: keys or shapes differ.
+        StudentError: keys, shapes or kinds of numbers differ, or a value is no number.
     """
+    path = find_weights(directory, _read(directory))
+    if path is None:
+        raise StudentError(f"{directory / WEIGHTS} is damaged; save the student again")
     try:
-        safetensors.torch.load_model(module, str(directory / WEIGHTS))
+        _check_values(module, path)
+        safetensors.torch.load_model(module, str(path))
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise StudentError(f"the weights in {directory} do not fit the rebuilt student: {reason}") from error
+        said = " ".join(str(error).split())[:300]
+        raise StudentError(f"the weights in {directory} do not fit the rebuilt student: {said}") from error
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _check_values(module: nn.Module, path: Path) -> None:
+    """Raise where a tensor is of another kind than the module's, or holds NaN or infinity."""
+    expected = module.state_dict()
+    with safe_open(str(path), "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            value = file.get_tensor(name)
+            if name in expected and value.dtype.is_floating_point != expected[name].dtype.is_floating_point:
+                raise StudentError(f"{path}: {name} is {value.dtype}, the student's is {expected[name].dtype}")
+            if value.dtype.is_complex or (value.dtype.is_floating_point and not bool(value.isfinite().all())):
+                raise StudentError(f"{path}: {name} holds what is no finite real number; train the student again")

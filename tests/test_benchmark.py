@@ -166,7 +166,9 @@ def test_what_cannot_be_had_is_left_out_with_its_reason(pair, monkeypatch):
 
 def test_the_command_reads_a_run_and_writes_what_is_asked(folder, tmp_path, capsys):
     plot, data = tmp_path / "result.png", tmp_path / "result.json"
-    assert run(main, [str(folder), *ARGUMENTS, "--batches", "1", "--plot", str(plot), "--json", str(data)]) == 0
+    assert (
+        run(main, ["--trust", str(folder), *ARGUMENTS, "--batches", "1", "--plot", str(plot), "--json", str(data)]) == 0
+    )
     assert "Peak activation memory" in capsys.readouterr().out
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert json.loads(data.read_text())["title"] == MODEL
@@ -193,7 +195,7 @@ def test_another_teacher_is_refused(folder):
 )
 def test_bad_input_is_one_line(arguments, code, message, folder, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run(main, [argument.format(run=folder) for argument in arguments]) == code
+    assert run(main, ["--trust", *(argument.format(run=folder) for argument in arguments)]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1

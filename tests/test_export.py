@@ -199,7 +199,7 @@ def test_int8_files_compute_what_the_int8_network_does(student, int8_student, na
 
 def test_a_student_from_the_command_line(student_folder, tmp_path, capsys):
     out = tmp_path / "student.pte"
-    arguments = [str(student_folder), "--format", "executorch-portable", "--output", str(out), "--json"]
+    arguments = ["--trust", str(student_folder), "--format", "executorch-portable", "--output", str(out), "--json"]
     assert run(main, arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["account"]["planned"] == found["account"]["predicted"] == found["predicted"]["peak_bytes"]
@@ -213,7 +213,8 @@ def test_a_student_from_the_command_line(student_folder, tmp_path, capsys):
 
 def test_int8_is_calibrated_on_the_students_own_data(student_folder, tmp_path, capsys):
     out = tmp_path / "student.pt2"
-    arguments = [str(student_folder), "--format", "pt2", "--quantize", "int8", "--samples", "16", "--output", str(out)]
+    quantized = ["--format", "pt2", "--quantize", "int8", "--samples", "16"]
+    arguments = ["--trust", str(student_folder), *quantized, "--output", str(out)]
     assert run(main, arguments) == 0
     printed = capsys.readouterr().out
     assert "(deploy, int8)" in printed

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill.errors import QuantizationError
-from redistill.internal.files import write_atomically
+from redistill.internal.files import reason, write_atomically
+from redistill.internal.silence import quietly
+from redistill.quantization.archive import cleaned
 from redistill.quantization.backend import require_backend
 from redistill.quantization.lowering import Inputs, export
 from redistill.quantization.post_training import as_inputs
@@ -40,17 +42,18 @@ def save_program(
 
 
 def load_program(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of such a file, which runs on the CPU, and the facts.
+    """The network of such a file, which runs on the CPU, and the facts; nothing in the file is run on the way.
 
     Raises:
-        QuantizationError: the file is missing or not such an archive, or a package is missing.
+        QuantizationError: the file is missing or not such an archive, holds what could run code, or a package is
+            missing.
     """
     require_backend()
-    kept = {FACTS: "{}"}
     try:
-        module = torch.export.load(str(path), extra_files=kept).module()
-        facts = json.loads(kept[FACTS])
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise QuantizationError(f"{path} cannot be read as an int8 network: {reason}") from error
-    return module, dict(facts)
+        archive, facts = cleaned(Path(path), FACTS)
+        with quietly():
+            return torch.export.load(archive).module(), dict(json.loads(facts))
+    except QuantizationError:
+        raise
+    except Exception as error:  # whatever torch makes of the bytes
+        raise QuantizationError(f"{path} cannot be read as an int8 network: {reason(error)}") from error

@@ -117,7 +117,7 @@ def test_a_killed_comparison_takes_its_runs_along(tmp_path):
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
     calls = []
 
-    def fake(settings, place, resume):
+    def fake(settings, place, resume, trust):
         calls.append((settings.run.seed, settings.teacher.weights))
         place.mkdir(parents=True)
         (place / "summary.json").write_text(json.dumps({"last": {"test": {"top1": 80.0 + len(calls)}}}))

@@ -19,6 +19,7 @@ from redistill.models import load_model
 from redistill.trainers.denoiser import DenoiserExperiment, main
 from redistill.trainers.loop import Loop
 from redistill.trainers.record import Record
+from redistill.trainers.state import read_state
 from redistill.trainers.students import obtain_student
 
 UNET = "redistill:ddpm_unet?in_channels=1&width=8&multipliers=[1,2]&blocks=1&dropout=0.1"
@@ -67,7 +68,7 @@ def randomised(model):
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch):
-    monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries, path: None)
+    monkeypatch.setattr("redistill.trainers.loop.draw_curves", lambda entries: b"")
 
 
 def taught(folder, *changes):

@@ -108,8 +108,8 @@ def evaluate(place: Place, config: EvaluationConfig) -> tuple[Evaluation, dict[s
         pixels = read_folder(place.path, config.data, config.images)
         evaluator = Evaluator(config, len(pixels))
         return evaluator.conclude({"images": evaluator.judge_images(pixels, str(place.path))}), {"images": pixels}
-    evaluator = Evaluator(config)
     denoiser, teacher = open_denoiser(place, config), open_teacher(place, config)
+    evaluator = Evaluator(config)
     name = "denoiser" if teacher is None else "student"
     if teacher is None:
         images = {name: evaluator.generate(denoiser, name)}

@@ -14,6 +14,7 @@ from redistill.config.files import read
 from redistill.errors import EvaluationError
 from redistill.models import load_model
 from redistill.models.specs import require_trust
+from redistill.trainers.experiment import check_trust
 from redistill.trainers.folder import RunFolder
 
 Kind = Literal["run", "best", "checkpoint", "student", "images"]
@@ -99,12 +100,15 @@ def open_run(path: Path, trust: bool = False) -> Run:
 
     Raises:
         EvaluationError: it has no configuration, or is a run of another trainer.
+        TrustError: it names a model to import, and nobody has said that it may.
     """
     folder = RunFolder(path)
     raw = folder.read_config(EvaluationError)
     if raw.get("trainer") != "denoiser":
         raise EvaluationError(f"{path} is a run of the {raw.get('trainer')} trainer; only denoisers are evaluated")
-    return Run(folder, read(DenoiserConfig, raw), raw, trust)
+    config = read(DenoiserConfig, raw)
+    check_trust(config, trust)
+    return Run(folder, config, raw, trust)
 
 
 def averaging(ema: float | None) -> str:
