@@ -27,8 +27,6 @@ from redistill.trainers.folder import RunFolder
 Settings = tuple[str, ...]
 Scores = Mapping[str, float]
 PLAIN = "none"
-SUMMARY = "summary.json"
-"""What a finished run leaves."""
 
 logger = logging.getLogger(__name__)
 
