@@ -1,4 +1,4 @@
-"""Golden graphs: the whole graph of four students, node by node; ``pytest tests/test_golden.py --regenerate`` writes them anew."""
+"""Golden graphs of four students, node by node; ``pytest tests/test_golden.py --regenerate`` writes them anew."""
 
 from pathlib import Path
 
