@@ -39,6 +39,10 @@ class TapError(RedistillError):
     """A distillation tap whose places do not exist or do not match."""
 
 
+class FitError(RedistillError):
+    """A student none of whose layers can be fitted to its teacher's."""
+
+
 class StudentError(RedistillError):
     """A student folder that cannot be written or read."""
 

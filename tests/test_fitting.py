@@ -11,18 +11,27 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import redistill
-from redistill.compiler.fitting import fit_convolution
-from redistill.errors import ModelError
+from redistill.compiler.fitting.calls import catch
+from redistill.compiler.fitting.regression import Moments
+from redistill.errors import FitError, ModelError
 from redistill.models import load_model
 
 LAYERS = {
-    "3x3": {"kernel_size": 3, "padding": 1, "bias": False},
-    "3x3 stride 2, bias": {"kernel_size": 3, "padding": 1, "stride": 2},
-    "1x1": {"kernel_size": 1, "bias": False},
-    "1x1 stride 2, bias": {"kernel_size": 1, "stride": 2},
-    "depthwise": {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False},
-    "groups, bias": {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2},
+    "3x3": nn.Conv2d(4, 8, 3, padding=1, bias=False),
+    "3x3 stride 2, bias": nn.Conv2d(4, 8, 3, padding=1, stride=2),
+    "1x1": nn.Conv2d(4, 8, 1, bias=False),
+    "1x1 stride 2, bias": nn.Conv2d(4, 8, 1, stride=2),
+    "depthwise": nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+    "groups, bias": nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=2),
+    "even kernel, same": nn.Conv2d(4, 8, (2, 4), padding="same", dilation=(1, 2)),
+    "valid": nn.Conv2d(4, 8, (1, 3), padding="valid"),
+    "reflect": nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"),
+    "1-D": nn.Conv1d(4, 8, 3, stride=2, padding=1),
+    "3-D": nn.Conv3d(4, 2, (1, 2, 2), stride=(1, 2, 1), bias=False),
+    "linear": nn.Linear(4, 8),
+    "linear over a grid": nn.Linear(4, 8, bias=False),
 }
+SHAPES = {"1-D": (9, 4, 21), "3-D": (4, 4, 3, 6, 4), "linear": (50, 4), "linear over a grid": (4, 3, 5, 4)}
 
 
 def random(*shape):
@@ -34,58 +43,79 @@ def pictures(count):
     return F.interpolate(3 * random(count, 3, 6, 6), 32, mode="bilinear")
 
 
-def least_squares(layer, inputs, wanted, constant):
-    """The convolution's outputs under numpy's least-squares weights, one output channel at a time."""
-    found = np.empty(wanted.shape)
-    padded = np.pad(inputs.numpy(), ((0, 0), (0, 0), (layer.padding[0],) * 2, (layer.padding[1],) * 2))
-    members = layer.in_channels // layer.groups
-    for channel in range(layer.out_channels):
-        first = channel // (layer.out_channels // layer.groups) * members
-        rows = [
-            [
-                padded[b, c, y * layer.stride[0] + i * layer.dilation[0], x * layer.stride[1] + j * layer.dilation[1]]
-                for c in range(first, first + members)
-                for i in range(layer.kernel_size[0])
-                for j in range(layer.kernel_size[1])
-            ]
-            + [1.0] * constant
-            for b in range(wanted.shape[0])
-            for y in range(wanted.shape[2])
-            for x in range(wanted.shape[3])
-        ]
-        matrix = np.array(rows, dtype=np.float64)
-        solution = np.linalg.lstsq(matrix, wanted[:, channel].numpy().ravel().astype(np.float64), rcond=None)[0]
-        found[:, channel] = (matrix @ solution).reshape(wanted[:, channel].shape)
-    return torch.from_numpy(found).float()
+def solved(layer, inputs, lacking, ridge, centred):
+    """The call of a layer, and the weights fitted to its output plus what it lacks."""
+    call = catch(layer.weight, lambda: layer(inputs))
+    wanted = call.output() + lacking
+    moments = Moments(ridge, centred)
+    moments.add(call.patches(), wanted.reshape(len(wanted), call.groups, wanted.shape[1] // call.groups, -1))
+    regression = moments.result()
+    inherited = layer.weight.double().reshape(regression.moment.mT.shape).mT
+    return call, regression, regression.solve(inherited).mT.reshape(layer.weight.shape).to(layer.weight)
 
 
+def columns(layer, call):
+    """The matrix whose least-squares weights a layer has, by numpy: the layer's output for each weight alone."""
+    probe, found = copy.deepcopy(layer), []
+    if probe.bias is not None:
+        probe.bias.zero_()
+    for index in range(layer.weight[0].numel()):
+        probe.weight.zero_()
+        probe.weight.flatten(1)[:, index] = 1
+        found.append(catch(probe.weight, lambda: probe(call)).output())
+    return torch.stack(found, -1).double().numpy()  # (B, C', ..., features)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
-def test_a_convolution_becomes_the_least_squares_solution(name):
-    layer = nn.Conv2d(4, 8 if name != "depthwise" else 4, **LAYERS[name])
-    inputs = random(5, 4, 6, 6) + 0.5
-    wanted = random(*layer(inputs).shape) + 1
-    fit_convolution(layer, inputs, wanted - layer(inputs), ridge=1e-9, free_mean=False)
-    expected = least_squares(layer, inputs, wanted, layer.bias is not None)
-    torch.testing.assert_close(layer(inputs), expected, atol=1e-4, rtol=1e-4)
+def test_a_layer_becomes_the_least_squares_solution(name):
+    layer = copy.deepcopy(LAYERS[name])
+    inputs = random(*SHAPES.get(name, (5, 4, 6, 6))) + 0.5
+    before = catch(layer.weight, lambda: layer(inputs)).output()
+    lacking = random(*before.shape) + 1
+    wanted, matrices = (before + lacking).double().numpy(), columns(layer, inputs)
+    call, regression, weight = solved(layer, inputs, lacking, 1e-9, centred=layer.bias is not None)
+    assert call.grid() == (len(before), *before.shape[2:])
+    layer.weight.copy_(weight)
+    if layer.bias is not None:
+        layer.bias.copy_(regression.shift(weight.double().reshape(regression.moment.mT.shape).mT).flatten())
+    found = catch(layer.weight, lambda: layer(inputs)).output()
+    for channel in range(before.shape[1]):
+        matrix = matrices[:, channel].reshape(-1, matrices.shape[-1])
+        if layer.bias is not None:
+            matrix = np.concatenate([matrix, np.ones((len(matrix), 1))], 1)
+        expected = matrix @ np.linalg.lstsq(matrix, wanted[:, channel].ravel(), rcond=None)[0]
+        np.testing.assert_allclose(found[:, channel].numpy().ravel(), expected, atol=2e-4)
 
 
 @torch.no_grad()
 def test_where_the_mean_is_of_no_matter_only_the_spread_is_explained():
     layer = nn.Conv2d(4, 3, 1, bias=False)
-    inputs = random(50, 4, 3, 3) + 2
-    wanted = layer(inputs) + 7  # a shift no weights can give as well
-    before = layer.weight.clone()
-    fit_convolution(layer, inputs, wanted - layer(inputs), ridge=1e-9, free_mean=True)
-    torch.testing.assert_close(layer.weight, before, atol=1e-4, rtol=0)
+    _, _, weight = solved(layer, random(50, 4, 3, 3) + 2, torch.full((50, 3, 3, 3), 7.0), 1e-9, centred=True)
+    torch.testing.assert_close(weight, layer.weight, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
 def test_a_strong_ridge_keeps_the_inherited_weights():
-    layer, inputs = nn.Conv2d(4, 3, 3, bias=False), random(8, 4, 6, 6)
-    before = layer.weight.clone()
-    fit_convolution(layer, inputs, random(8, 3, 4, 4), ridge=1e9, free_mean=False)
-    torch.testing.assert_close(layer.weight, before, atol=1e-6, rtol=0)
+    layer = nn.Conv2d(4, 3, 3, bias=False)
+    _, _, weight = solved(layer, random(8, 4, 6, 6), random(8, 3, 4, 4), 1e9, centred=False)
+    torch.testing.assert_close(weight, layer.weight, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_products_in_single_precision_are_exact_enough_or_not_used():
+    inputs = random(40, 64, 14, 14).relu()
+    aim = random(40, 8, 14, 14)
+    for shift, ridge, single in ((0.0, 1e-2, True), (1e3, 1e-2, False), (0.0, 1e-8, False)):
+        found = []
+        for kind in (torch.float32, torch.float64):
+            moments = Moments(ridge, centred=True)
+            x = (inputs + shift).to(kind).reshape(40, 1, 64, -1)
+            moments.add(x, aim.to(kind).reshape(40, 1, 8, -1))
+            assert (moments.type == torch.float32) == (single and kind == torch.float32)
+            found.append(moments.result().solve(torch.zeros(1, 64, 8, dtype=torch.float64)))
+        assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()
 
 
 def mobilenet():
@@ -113,9 +143,13 @@ def test_a_fitted_student_is_nearer_to_its_teacher_which_stays_as_it_was(make, f
     student = redistill.transform(teacher, images[:1], factors=factors)
     red = {key: value.clone() for key, value in student.named_parameters() if key.startswith("red.")}
     plain = copy.deepcopy(student).eval()
-    fits = redistill.fit(student, teacher, images)
-    assert [fit.layer for fit in fits] == [p for p, m in teacher.named_modules() if isinstance(m, nn.Conv2d)]
-    assert all(fit.after <= fit.before + 1e-6 for fit in fits)
+    drawn = torch.get_rng_state()
+    report = redistill.fit(student, teacher, images)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    wanted = [path for path, module in teacher.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert [fit.layer for fit in report.layers] == wanted
+    assert all(fit.after <= fit.before + 1e-6 for fit in report.layers)
+    assert str(report).startswith(f"fitted {len(wanted)} of {len(wanted)} layers; of their teacher's variance ")
     assert all(torch.equal(value, kept[key]) for key, value in teacher.state_dict().items())
     assert red
     assert all(torch.equal(value, student.get_parameter(key)) for key, value in red.items())
@@ -127,7 +161,20 @@ def test_a_fitted_student_is_nearer_to_its_teacher_which_stays_as_it_was(make, f
 def test_on_equal_grids_nothing_is_left_to_fit():
     teacher, images = resnet(), random(32, 3, 32, 32)
     student = redistill.transform(teacher, images[:1], factors=(1, 1, 1), taps="none")
-    assert all(fit.before < 1e-6 for fit in redistill.fit(student, teacher, images))
+    kept = copy.deepcopy(student.state_dict())
+    report = redistill.fit(student, teacher, images)
+    assert (report.layers, report.left) == ((), {})
+    assert len(report.unchanged) == report.total == 7
+    assert all(torch.equal(value, kept[key]) for key, value in student.state_dict().items())
+
+
+def test_layers_before_the_first_change_are_the_teachers():
+    teacher, images = resnet(), random(32, 3, 32, 32)
+    student = redistill.transform(teacher, images[:1], factors=(1, 2, 1), taps="none")
+    report = redistill.fit(student, teacher, images)
+    assert report.unchanged == ("conv1",)
+    assert report.layers[0].layer == "layer1.0.conv1"
+    assert torch.equal(student.bn1.running_mean, teacher.bn1.running_mean)
 
 
 def test_the_batchs_own_statistics_give_the_same_output():
@@ -154,8 +201,9 @@ def test_modes_are_put_back_and_a_module_called_twice_keeps_its_weights():
 
     teacher = Twice().train()
     student = redistill.transform(teacher, random(1, 3, 32, 32), factors=(2, 1))
-    fits = redistill.fit(student, teacher, random(8, 3, 32, 32))
-    assert [fit.layer for fit in fits] == ["stem", "last"]
+    report = redistill.fit(student, teacher, random(8, 3, 32, 32))
+    assert [fit.layer for fit in report.layers] == ["stem", "last"]
+    assert report.left == {"shared": "its weight is used at several places"}
     assert torch.equal(student.shared.weight, teacher.shared.weight)
     assert teacher.training
     assert student.training
@@ -167,8 +215,8 @@ def test_a_denoiser_is_fitted_with_its_timesteps():
     inputs = (random(6, 3, 16, 16), torch.arange(6))
     student = redistill.transform(teacher, tuple(value[:1] for value in inputs), factors=(2, 2, 2, 1))
     inherited = copy.deepcopy(student).eval()
-    fits = redistill.fit(student, teacher, *inputs)
-    assert fits[-1].layer.startswith("tail")  # whose pixels the student gives as channels
+    report = redistill.fit(student, teacher, *inputs)
+    assert report.layers[-1].layer.startswith("tail")  # whose pixels the student gives as channels
     with torch.no_grad():
         aim = teacher(*inputs)
         assert F.mse_loss(student.eval()(*inputs), aim) < F.mse_loss(inherited(*inputs), aim) / 2
@@ -187,3 +235,86 @@ def test_another_teacher_is_refused():
     wide = torchvision.models.wide_resnet50_2(num_classes=10)
     with pytest.raises(ModelError, match=r"layer1\.0\.conv1 is 64x64x3x3 in the student and 128x64x1x1 in the teacher"):
         redistill.fit(student, wide, random(4, 3, 32, 32))
+
+
+class PadsByItself(nn.Conv2d):
+    """A convolution whose padding follows from its stride, as ports of other frameworks have it."""
+
+    def forward(self, x):
+        stride, kernel = self.stride[0], self.kernel_size[0]
+        lacking = max((-(-x.shape[-1] // stride) - 1) * stride + kernel - x.shape[-1], 0)
+        x = F.pad(x, 2 * (lacking // 2, lacking - lacking // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Plain(nn.Module):
+    """A convolution that is a function with a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(random(8, 8, 3, 3) / 8)
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel, padding=1)
+
+
+def test_what_a_convolution_computes_is_fitted_whatever_its_class():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(
+        PadsByItself(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Plain(), nn.ReLU(inplace=True),
+        PadsByItself(8, 8, 5, 1, groups=8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    images = pictures(48)
+    student = redistill.transform(teacher, images[:1], factors=(2, 1), taps="none")
+    inherited = copy.deepcopy(student)
+    report = redistill.fit(student, teacher, images)
+    assert [fit.layer for fit in report.layers] == ["0", "3.kernel", "5", "7", "10"]
+    with torch.no_grad():
+        aim = teacher(images)
+        assert F.mse_loss(student(images), aim) < F.mse_loss(inherited(images), aim) / 2
+
+
+def test_little_memory_gives_the_same_weights():
+    teacher, images = mobilenet(), pictures(40)
+    student = redistill.transform(teacher, images[:1], factors=(4, 4, 4, 2, 1))
+    students = [copy.deepcopy(student) for _ in range(3)]
+    for student, memory in zip(students, (0, 600_000, 1 << 30), strict=True):
+        redistill.fit(student, teacher, images, memory=memory)
+    for other in students[:2]:
+        for key, value in other.state_dict().items():
+            torch.testing.assert_close(value, students[2].state_dict()[key], atol=1e-5, rtol=1e-5)
+
+
+def test_in_place_operations_do_not_spoil_what_is_kept_or_given():
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = (x * 0.5).mul_(2.0)
+            y = F.relu(self.stem(x), inplace=True)
+            y += self.inner(y)
+            return self.last(y.mul_(2.0).mean((2, 3)))
+
+    teacher, images = Shortcut().eval(), pictures(20)
+    given = images.clone()
+    weights = []
+    for memory in (0, 1 << 30):
+        student = redistill.transform(teacher, images[:1].clone(), factors=(2,), taps="none")
+        redistill.fit(student, teacher, images, memory=memory)
+        weights.append(student.last.weight)
+    assert torch.equal(images, given)
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_without_a_layer_to_fit_is_refused():
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, 2 * self.weight, stride=self.stride, padding=self.padding)
+
+    teacher = nn.Sequential(Scaled(3, 4, 3, 2, 1), nn.ReLU(), Scaled(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1)).eval()
+    student = redistill.transform(teacher, random(1, 3, 32, 32), factors=(2, 1), taps="none")
+    with pytest.raises(FitError, match=r"none of the 2 layers can be fitted: 0 .*: its weight is computed"):
+        redistill.fit(student, teacher, random(4, 3, 32, 32))

@@ -21,6 +21,7 @@ TABLES = {
     "sampling": "64 images by DDIM-50, teacher against 4x student, in turn",
     "arena": "the arena that ExecuTorch plans, byte by byte, and the file run (needs redistill[export])",
     "zoo": "networks of public libraries, each transformed and checked in a process of its own (zoo --help)",
+    "fitting": "fitting a student to its teacher at 224 with 256 images: seconds, and what it gains",
     "latency": "teachers and students at 4x called in turn, with the spread of the ratios",
 }
 NARROWED = ("coverage", "arena")

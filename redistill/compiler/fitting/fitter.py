@@ -1,0 +1,188 @@
+"""The fit itself: layer after layer, batch after batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from redistill.compiler.fitting.calls import on_grid
+from redistill.compiler.fitting.layers import Layers, Site, find_layers
+from redistill.compiler.fitting.norms import Statistics, calibrate
+from redistill.compiler.fitting.regression import Moments
+from redistill.compiler.fitting.stream import Stream
+from redistill.errors import FitError, ModelError
+from redistill.tracing.capture import capture
+from redistill.tracing.operators import is_plain_batch_norm, module_of, modules_of
+from redistill.tracing.skeleton import mode_of
+
+RIDGE = 1e-2
+"""Pull towards the inherited weights, in units of the mean power of a layer's inputs."""
+
+BATCH = 16
+"""Images that go through a network at a time."""
+
+MEMORY = 1 << 30
+"""Bytes of maps that are kept between layers, for each of the two networks."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """The share of the variance of the teacher's output, averaged to the student's grid, that a layer does not explain.
+
+    Attributes:
+        layer: the layer's path.
+        before: with the inherited weights, behind fitted layers.
+        after: with the fitted weights.
+    """
+
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What became of each of the teacher's convolutions and linear layers.
+
+    Attributes:
+        layers: those that were fitted, in the order of the data.
+        unchanged: those that see and give what the teacher's do, so that nothing is to be fitted.
+        left: those that could not be fitted, and why.
+    """
+
+    layers: tuple[LayerFit, ...]
+    unchanged: tuple[str, ...]
+    left: dict[str, str]
+
+    @property
+    def total(self) -> int:
+        """How many layers there are."""
+        return len(self.layers) + len(self.unchanged) + len(self.left)
+
+    def __str__(self) -> str:
+        parts = [f"fitted {len(self.layers)} of {self.total} layers"]
+        if self.layers:
+            before, after = (100 * fmean(getattr(layer, when) for layer in self.layers) for when in ("before", "after"))
+            parts += [f"of their teacher's variance {before:.1f} % was unexplained, now {after:.1f} %"]
+        parts += [f"{len(self.unchanged)} are the teacher's as they are"] if self.unchanged else []
+        parts += [f"{len(self.left)} cannot be ({_first_reasons(self.left)})"] if self.left else []
+        return "; ".join(parts)
+
+
+@torch.no_grad()
+def fit(
+    student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float = RIDGE, memory: int = MEMORY
+) -> FitReport:
+    """Fit a student's convolutions and linear layers to its teacher's, in place.
+
+    Layers whose weight is called once in both networks are fitted. What only the student has (RED blocks) keeps its
+    weights, and its batch norms measure their statistics anew. No random numbers are drawn.
+
+    Args:
+        student: a student that inherited the teacher's weights; see ``redistill.transform``.
+        teacher: its teacher, on the same device; it is not changed.
+        inputs: a batch of what both networks are called with, such as images (B, C, H, W); the more the better.
+        ridge: pull towards the inherited weights, relative to the mean power of a layer's inputs.
+        memory: bytes of maps that may be kept between layers, for each of the two networks. Less memory takes longer,
+            for maps that are not kept are computed again. Beside them and the images there are the maps of one batch
+            of 16 images, and of one layer the matrix to invert: 16 bytes for each pair of its weights to one output.
+
+    Returns:
+        What each fitted layer leaves unexplained, before and after, in the order of the data; what was left out.
+
+    Raises:
+        ModelError: fewer than two images, or a teacher the student was not made from.
+        FitError: there is something to fit, and no layer that can be.
+        TraceError: the teacher cannot be traced.
+    """
+    images = len(inputs[0]) if inputs else 0
+    if images < 2:
+        raise ModelError(f"fitting needs two images or more, not {images}; some hundreds are better")
+    with mode_of(teacher, training=False), mode_of(student, training=False):
+        few = tuple(value[:2] for value in inputs)
+        graph_module = capture(teacher, few, check=False).graph_module
+        layers = find_layers(student, graph_module, few)
+        if not layers.sites and layers.left:
+            raise FitError(f"none of the {len(layers.left)} layers can be fitted: {_first_reasons(layers.left)}")
+        batches = list(zip(*(torch.split(value, BATCH) for value in inputs), strict=True))
+        fitter = _Fitter(Stream(student, batches, memory), Stream(graph_module, batches, memory), ridge)
+        return fitter.run(layers)
+
+
+def _first_reasons(left: dict[str, str]) -> str:
+    shown = [f"{layer}: {reason}" for layer, reason in list(left.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(left) > len(shown) else "")
+
+
+class _Fitter:
+    """Goes from layer to layer; each sees what the fitted layers before it give."""
+
+    def __init__(self, student: Stream, teacher: Stream, ridge: float) -> None:
+        self.student, self.teacher, self.ridge = student, teacher, ridge
+        self.order = student.index
+        self.fits: list[LayerFit] = []
+        self.left: dict[str, str] = {}
+        self.rescaled = {path for path, module in modules_of(teacher.module).items() if is_plain_batch_norm(module)}
+
+    def run(self, layers: Layers) -> FitReport:
+        """Fit every site and measure every norm, in the student's order."""
+        stops: list[Site | Node] = [*layers.sites, *layers.norms]
+        stops.sort(key=lambda stop: self.order[stop.node if isinstance(stop, Site) else stop])
+        for stop in tqdm(stops, desc="fitting", unit="layer", leave=False, disable=None):
+            if isinstance(stop, Site):
+                self._fit(stop)
+            else:
+                self._measure(stop)
+        return FitReport(tuple(self.fits), layers.unchanged, layers.left | self.left)
+
+    def _fit(self, site: Site) -> None:
+        moments, bias = self._moments(site)
+        if moments is None:
+            self.left[site.layer] = "its output has no grid to be averaged to"
+            if site.norm is not None:
+                self._measure(site.norm)
+            return
+        regression = moments.result()
+        inherited = site.weight.cpu().double().reshape(regression.moment.mT.shape).mT
+        weights = regression.solve(inherited)
+        site.weight.copy_(weights.mT.reshape(site.weight.shape))
+        self.fits.append(LayerFit(site.layer, regression.unexplained(inherited), regression.unexplained(weights)))
+        shift = regression.shift(weights).flatten()
+        if bias is not None:
+            bias.copy_(shift)
+        if site.norm is not None:
+            mean, variance = (value.flatten() for value in regression.statistics(weights))
+            if bias is not None:
+                mean, shift = mean + shift, torch.zeros_like(shift)
+            calibrate(_norm(site.norm), mean, variance, shift)
+
+    def _moments(self, site: Site) -> tuple[Moments | None, Tensor | None]:
+        """What the regression needs to know, and the layer's bias; None if its output is not to be compared."""
+        moments: Moments | None = None
+        for _ in zip(self.student.at(site.node), self.teacher.at(site.teacher_node), strict=True):
+            call = self.student.call(site.node, site.weight)
+            aim = on_grid(self.teacher.call(site.teacher_node, site.teacher_weight).output(), call)
+            if aim is None:
+                return None, None
+            moments = moments or Moments(self.ridge, centred=site.norm is not None or call.bias is not None)
+            moments.add(call.patches(), aim.reshape(len(aim), call.groups, aim.shape[1] // call.groups, -1))
+        return moments, call.bias
+
+    def _measure(self, node: Node) -> None:
+        """Give a batch norm the statistics of what it sees."""
+        norm, gathered = _norm(node), Statistics()
+        for _ in self.student.at(node):
+            gathered.add(self.student.env[node.all_input_nodes[0]])
+        calibrate(norm, *gathered.result(), 0.0 if str(node.target) in self.rescaled else None)
+
+
+def _norm(node: Node) -> _BatchNorm:
+    norm = module_of(node)
+    assert isinstance(norm, _BatchNorm)
+    return norm
