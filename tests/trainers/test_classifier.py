@@ -125,7 +125,7 @@ def test_a_fitted_student_shows_more_of_what_its_teacher_shows(settings, tmp_pat
     _, experiment, teacher, plain = parts(settings, tmp_path, HARD)
     with caplog.at_level("INFO", "redistill"):
         *_, fitted = parts(settings, tmp_path, HARD, "student.start=fitted", "student.fit=48")
-    assert "convolutions on 48 images" in caplog.text
+    assert ", on 48 images" in caplog.text
     (images,) = experiment.inputs(range(64))
     needs = frozenset({Need.REENTRY})
     with torch.no_grad():
