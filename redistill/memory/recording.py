@@ -176,7 +176,7 @@ class _RecordingInterpreter(ShapeInterpreter):
                 mutates=tuple(sorted(self.recorder.mutated & set(reads))),
                 transient_bytes=transient,
                 macs=macs,
-                overwrites=operators.is_unary_elementwise(node, module) or operators.is_sum(node),
+                overwrites=operators.overwrites(node, module),
                 folds=operators.is_foldable_batch_norm(node, self.modules),
             )
         )

@@ -19,6 +19,8 @@ _UNARY_NAMES = frozenset((
     "hardtanh", "hardswish", "hardsigmoid", "clamp", "neg", "abs", "exp", "sqrt", "square", "dropout",
 ))  # fmt: skip
 _SUM_NAMES = frozenset(("add", "sub", "iadd", "isub"))
+POINTWISE_MODULES = _UNARY_MODULES
+POINTWISE_NAMES = _UNARY_NAMES
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -55,6 +57,16 @@ def is_unary_elementwise(node: Node, module: nn.Module | None) -> bool:
 def is_sum(node: Node) -> bool:
     """Elementwise sums and differences, in place or not: what joins a shortcut."""
     return name_of(node) in _SUM_NAMES
+
+
+def is_write(node: Node) -> bool:
+    """A part written into its place in a whole."""
+    return node.target is operator.setitem
+
+
+def overwrites(node: Node, module: nn.Module | None) -> bool:
+    """Whether the result may take the place of an input that nothing reads later."""
+    return is_unary_elementwise(node, module) or is_sum(node) or is_write(node)
 
 
 def is_convolution(module: nn.Module | None) -> bool:

@@ -1,0 +1,298 @@
+"""Segmenting: the cheapest way to run a network under a byte limit, as a shortest path over its cuts.
+
+A cut lies between two operations. An edge from cut to cut is either a stretch that fits as it is (no extra work), or a
+region in a form whose bytes fit; its length is the multiply-accumulates that the form computes more than the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+
+from redistill.planning.patches.axes import Pool, TileError, Window
+from redistill.planning.patches.counting import strip_bound, strips_peak, tile_bound, tiles_peak, work
+from redistill.planning.patches.network import PatchNetwork
+from redistill.planning.patches.programs import AxisPart, Form, Fronts, Region, find_fronts, reach_back
+
+PARTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+STRIPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)
+MOST_TILES = 64
+NEARLY = 0.005
+"""Segmentations within this share of the network's multiply-accumulates count as equally cheap: fewer calls win."""
+
+
+@dataclass(frozen=True)
+class PatchCertificate:
+    """Why no cheaper segmentation of the lattice fits: a shortest path over so many cuts and edges."""
+
+    cuts: int
+    regions: int
+    edges: int
+
+    def __str__(self) -> str:
+        return f"cheapest path over {self.cuts} cuts, {self.edges} of {self.regions} regions and forms fit"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Regions to run in parts, all else as it is; what that costs and needs, as counted before it is carried out."""
+
+    regions: tuple[Region, ...]
+    extra_macs: int
+    peak_bytes: int
+    certificate: PatchCertificate | None = field(default=None, compare=False)
+
+    @property
+    def tiles(self) -> int:
+        """How many pieces are run in all."""
+        return sum(r.form.tiles for r in self.regions)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A region in a form: its cost, the operations called, and bytes; where those are a bound, it needs no fewer."""
+
+    region: Region
+    extra_macs: int
+    peak_bytes: int
+    calls: int
+    is_bound: bool = False
+
+
+class Segmenter:
+    """Finds segmentations of one network; what does not depend on the limit is computed once."""
+
+    def __init__(self, network: PatchNetwork, max_extra_macs: float = 0.25) -> None:
+        self.network = network
+        self.most_extra = int(max_extra_macs * network.macs)
+        self._parts: dict[tuple[int, int, int], tuple[int, list[AxisPart]]] = {}
+        self._fronts: dict[tuple[int, int], tuple[int, Fronts]] = {}
+        self._edges: dict[tuple[int, int, Form], Edge | None] = {}
+        self.tried = 0
+
+    @cached_property
+    def cuts(self) -> list[int]:
+        """The cuts worth considering: not between a result and what only changes it position by position."""
+        steps = self.network.steps
+        return [c for c in range(len(steps) + 1) if c in (0, len(steps)) or not self._follows(c)]
+
+    def _follows(self, cut: int) -> bool:
+        step, before = self.network.steps[cut], self.network.steps[cut - 1]
+        if step.ready is not None:
+            return True
+        alone = len(step.operands) == 1 and step.operands[0].position == cut - 1 and before.last_use == cut
+        return alone and step.rule is not None and step.macs == 0 and (step.recorded.overwrites or not step.cell_bytes)
+
+    def find(self, limit: int) -> Segmentation | None:
+        """The segmentation of fewest extra multiply-accumulates within ``limit`` bytes; None if there is none."""
+        graph = self.graph(limit)
+        first, last = self.cuts[0], self.cuts[-1]
+        if last not in graph or not nx.has_path(graph, first, last):
+            return None
+        to_go: dict[int, float] = nx.single_source_dijkstra_path_length(graph.reverse(copy=False), last, weight="cost")
+        most = min(int(to_go[first] + NEARLY * self.network.macs), self.most_extra)
+        if to_go[first] > self.most_extra:
+            return None
+        chosen = _fewest_calls(graph, self.cuts, to_go, most)
+        edges = [e for e in chosen if e is not None]
+        peak = max(self._peak_outside([e.region for e in edges]), max((e.peak_bytes for e in edges), default=0))
+        fitting = len([1 for _, _, data in graph.edges(data=True) if data["edge"]])
+        certificate = PatchCertificate(len(self.cuts), max(self.tried, fitting), fitting)
+        return Segmentation(tuple(e.region for e in edges), sum(e.extra_macs for e in edges), peak, certificate)
+
+    def graph(self, limit: int) -> nx.MultiDiGraph[int]:
+        """The cuts, with an edge (attributes ``edge``, ``cost``) for all that fits ``limit`` bytes."""
+        graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        graph.add_nodes_from(self.cuts)
+        for a, b in zip(self.cuts[:-1], self.cuts[1:], strict=True):
+            if max(self.network.live[a:b], default=0) <= limit:
+                graph.add_edge(a, b, edge=None, cost=0)
+        for start, end in self._reachable_regions(graph, limit):
+            for edge in self._fitting(start, end, limit):
+                graph.add_edge(start, end, edge=edge, cost=max(edge.extra_macs, 0))
+        return graph
+
+    def _reachable_regions(self, graph: nx.MultiDiGraph[int], limit: int) -> Iterator[tuple[int, int]]:
+        """The regions that lie on a way from the input to the output, as far as is known when each comes up."""
+        hoped = nx.DiGraph(graph)
+        pairs = sorted(self._regions(limit))
+        hoped.add_edges_from(pairs)
+        leads_on = nx.ancestors(hoped, self.cuts[-1])
+        for start, end in pairs:
+            if (end in leads_on or end == self.cuts[-1]) and nx.has_path(graph, self.cuts[0], start):
+                yield start, end
+
+    def _regions(self, limit: int) -> Iterator[tuple[int, int]]:
+        """Pairs of cuts with something between them that does not fit, and little enough alive at both."""
+        over = [t for t, level in enumerate(self.network.live) if level > limit]
+        for end in self._ends(over):
+            for start in self._starts(over):
+                inside = any(start <= t < end for t in over)
+                if inside and self.network.is_region(start, end) and self.network.held(start, end) < limit:
+                    yield start, end
+
+    def _ends(self, over: list[int]) -> list[int]:
+        """Cuts with less alive than at any before, back to the last operation that does not fit."""
+        found = []
+        for before, after in zip(over, [*over[1:], len(self.network)], strict=True):
+            least = None
+            for cut in self.cuts:
+                if before < cut <= after and (least is None or self.network.crossing[cut] < least):
+                    least = self.network.crossing[cut]
+                    found.append(cut)
+        return found
+
+    def _starts(self, over: list[int]) -> list[int]:
+        """Cuts with less alive than at any after, up to the next operation that does not fit."""
+        found = []
+        for before, after in zip([-1, *over[:-1]], over, strict=True):
+            least = None
+            for cut in reversed(self.cuts):
+                if before < cut <= after and (least is None or self.network.crossing[cut] < least):
+                    least = self.network.crossing[cut]
+                    found.append(cut)
+        return found
+
+    def _fitting(self, start: int, end: int, limit: int) -> list[Edge]:
+        """Forms that fit, cheapest first; a dearer one only if it takes fewer calls and is nearly as cheap."""
+        priced = sorted(self._priced(start, end), key=lambda pair: (max(pair[1], 0), pair[0].tiles))
+        found: list[Edge] = []
+        for form, extra in priced:
+            if found and extra > max(found[0].extra_macs, 0) + NEARLY * self.network.macs:
+                break
+            if found and self.calls(Region(start, end, form)) >= min(e.calls for e in found):
+                continue
+            edge = self._edge(Region(start, end, form), extra, limit)
+            if edge.peak_bytes <= limit:
+                found.append(edge)
+        return found
+
+    def _priced(self, start: int, end: int) -> Iterator[tuple[Form, int]]:
+        for form in self.forms(start, end):
+            extra = self.extra_macs(start, end, form)
+            if extra is not None and extra <= self.most_extra:
+                yield form, extra
+
+    def forms(self, start: int, end: int) -> Iterator[Form]:
+        """The forms that a region's results can be divided into."""
+        results = [self.network.steps[t].sides for t in self.network.results(start, end)]
+        height, width = (min(side[axis] for side in results) for axis in (0, 1))
+        for rows in STRIPS:
+            if rows <= height:
+                yield Form(rows, 1, keeps=True)
+        for rows in PARTS:
+            for columns in PARTS:
+                if 1 < rows * columns <= MOST_TILES and rows <= height and columns <= width and rows >= columns:
+                    yield Form(rows, columns)
+
+    def extra_macs(self, start: int, end: int, form: Form) -> int | None:
+        """Multiply-accumulates that the form computes more than the region as it is; None if it cannot be run so."""
+        inside = [s for s in self.network.steps[start:end] if s.ready is None and s.macs]
+        try:
+            columns = self.axis_parts(start, end, form.columns, 1)
+            if form.keeps:
+                fronts = self.fronts(start, end, form.rows)
+                rows = fronts.uses
+                return sum(work(s, rows.get(s.position, ()), _uses(columns, s.position)) - s.macs for s in inside)
+            tiles = self.axis_parts(start, end, form.rows, 0)
+        except TileError:
+            return None
+        return sum(work(s, _uses(tiles, s.position), _uses(columns, s.position)) - s.macs for s in inside)
+
+    def axis_parts(self, start: int, end: int, parts: int, axis: int) -> list[AxisPart]:
+        """What each tile along an axis needs.
+
+        Raises:
+            TileError: an operation cannot make its part by itself.
+        """
+        known = self._parts.get((end, parts, axis))
+        if known is None or known[0] > start:
+            known = self._parts[end, parts, axis] = (start, reach_back(self.network, start, end, parts, axis))
+        return known[1]
+
+    def fronts(self, start: int, end: int, parts: int) -> Fronts:
+        """Which rows each strip makes.
+
+        Raises:
+            TileError: an operation cannot make its rows by itself.
+        """
+        known = self._fronts.get((end, parts))
+        if known is None or known[0] > start:
+            known = self._fronts[end, parts] = (start, find_fronts(self.network, start, end, parts))
+        return known[1]
+
+    def _edge(self, region: Region, extra: int, limit: int) -> Edge:
+        """The region with its bytes; over the limit they may be too few, but not under it."""
+        key = (region.start, region.end, region.form)
+        known = self._edges.get(key)
+        if known is None or (known.is_bound and known.peak_bytes <= limit):
+            self.tried += known is None
+            peak = self.peak(region, limit)
+            known = self._edges[key] = Edge(region, extra, peak, self.calls(region), peak > limit)
+        return known
+
+    def calls(self, region: Region) -> int:
+        """How many operations are called, those that keep and join rows included."""
+        inside = [s for s in self.network.steps[region.start : region.end] if s.ready is None]
+        calls = region.form.tiles * len(inside)
+        if region.form.keeps:
+            calls += 2 * (region.form.rows - 1) * sum(isinstance(s.axis_rule(0), (Window, Pool)) for s in inside)
+        return calls
+
+    def peak(self, region: Region, limit: int) -> int:
+        """Bytes that a region in a form needs: what is held at its start, its results, and the pieces.
+
+        Once they are known to be over the limit, the rest is not counted.
+        """
+        start, end, form = region.start, region.end, region.form
+        held = self.network.held(start, end)
+        columns = self.axis_parts(start, end, form.columns, 1)
+        if form.keeps:
+            fronts = self.fronts(start, end, form.rows)
+            bound = held + strip_bound(self.network, start, end, fronts, columns[0], form.rows // 2)
+            if bound > limit:
+                return bound
+            return held + strips_peak(self.network, start, end, fronts, columns[0], form.rows, limit - held)
+        rows = self.axis_parts(start, end, form.rows, 0)
+        bound = held + tile_bound(self.network, start, end, rows[form.rows // 2], columns[form.columns // 2])
+        if bound > limit:
+            return bound
+        return held + tiles_peak(self.network, start, end, rows, columns, limit - held)
+
+    def _peak_outside(self, regions: list[Region]) -> int:
+        inside = {t for r in regions for t in range(r.start, r.end)}
+        return max((level for t, level in enumerate(self.network.live) if t not in inside), default=0)
+
+
+def _uses(parts: list[AxisPart], position: int) -> list:  # type: ignore[type-arg]
+    return [part.uses.get(position) for part in parts]
+
+
+def _fewest_calls(
+    graph: nx.MultiDiGraph[int], cuts: list[int], to_go: dict[int, float], most: int
+) -> list[Edge | None]:
+    """Among the paths of at most ``most`` extra multiply-accumulates the one with the fewest calls, strips first."""
+    labels: dict[int, list[tuple[int, int, int, list[Edge | None]]]] = {cuts[0]: [(0, 0, 0, [])]}
+    for cut in cuts[:-1]:
+        for calls, squares, cost, path in labels.get(cut, ()):
+            for _, after, data in graph.out_edges(cut, data=True):
+                reached = cost + data["cost"]
+                if after not in to_go or reached + to_go[after] > most:
+                    continue
+                edge = data["edge"]
+                more, square = (edge.calls, int(not edge.region.form.keeps)) if edge else (0, 0)
+                _add_label(labels.setdefault(after, []), (calls + more, squares + square, reached, [*path, edge]))
+    return min(labels[cuts[-1]], key=lambda label: label[:3])[3]
+
+
+def _add_label(
+    labels: list[tuple[int, int, int, list[Edge | None]]], new: tuple[int, int, int, list[Edge | None]]
+) -> None:
+    """Keep what no other label beats in calls, squares and cost at once."""
+    if any(all(a <= b for a, b in zip(old[:3], new[:3], strict=True)) for old in labels):
+        return
+    labels[:] = [old for old in labels if not all(a >= b for a, b in zip(old[:3], new[:3], strict=True))]
+    labels.append(new)
