@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill import measure
+from redistill.memory.conventions import DEPLOY, GRAPH, Convention
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import record_graph
 from redistill.passes.patch import PATCH, TILE, PatchOrder, PatchPass
@@ -174,7 +175,7 @@ def test_pieces_give_the_same_outputs_and_need_what_was_counted(kind: str, join:
     x = image(3, 2, 16)
     graph_module = trace(KINDS[kind], x)
     record = record_graph(graph_module, (x,))
-    network = PatchNetwork(graph_module, record, "deploy")
+    network = PatchNetwork(graph_module, record, DEPLOY)
     start, end = 1, len(network) - 1
     assert network.is_region(start, end), [s.node.name for s in network.steps if s.rule is None]
     segmenter = Segmenter(network)
@@ -187,16 +188,16 @@ def test_pieces_give_the_same_outputs_and_need_what_was_counted(kind: str, join:
         assert_same(graph_module, patched, x)
         found = record_graph(patched, (x,))
         assert found.macs - record.macs == extra
-        assert measure(patched, x) == profile_record(found, "graph").peak_bytes
+        assert measure(patched, x) == profile_record(found, GRAPH).peak_bytes
         if join == "write":
-            assert profile_record(found, "deploy").peak_bytes <= segmenter.peak(region, 1 << 40)
+            assert profile_record(found, DEPLOY).peak_bytes <= segmenter.peak(region, 1 << 40)
 
 
 def test_there_are_forms_for_every_kind() -> None:
     x = image(3, 2, 16)
     for kind, model in KINDS.items():
         graph_module = trace(model, x)
-        network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), "deploy")
+        network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), DEPLOY)
         segmenter = Segmenter(network)
         made = [f for f in FORMS if segmenter.extra_macs(1, len(network) - 1, f) is not None]
         assert {f.keeps for f in made} == {True, False}, kind
@@ -212,7 +213,7 @@ def test_there_are_forms_for_every_kind() -> None:
 def test_what_looks_at_the_whole_map_ends_a_region(layer: nn.Module) -> None:
     x = image(3, 1, 16)
     graph_module = trace(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), layer), x)
-    network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), "deploy")
+    network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), DEPLOY)
     assert network.is_region(1, 2)
     assert not network.is_region(1, 3)
     assert not network.is_region(2, 3)
@@ -270,7 +271,7 @@ def cheapest(segmenter: Segmenter, limit: int) -> int | None:
     return found if found is not None and found <= segmenter.most_extra else None
 
 
-def plan(model: nn.Module, x: Tensor, part: float, convention: str = "deploy") -> tuple[Segmenter, int]:
+def plan(model: nn.Module, x: Tensor, part: float, convention: Convention = DEPLOY) -> tuple[Segmenter, int]:
     torch.manual_seed(0)
     graph_module = trace(model, x)
     network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), convention)
@@ -308,9 +309,9 @@ def test_plan_is_the_cheapest_of_all_for_chains(kinds: list[tuple[int, int, int]
     assert_cheapest(segmenter, limit)
 
 
-@pytest.mark.parametrize("convention", ["deploy", "graph"])
+@pytest.mark.parametrize("convention", [DEPLOY, GRAPH], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_promised_is_what_is_measured(name: str, convention: str) -> None:
+def test_what_is_promised_is_what_is_measured(name: str, convention: Convention) -> None:
     x = image(3, 1, 24)
     graph_module = trace(NETWORKS[name], x)
     network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), convention)
@@ -323,17 +324,17 @@ def test_what_is_promised_is_what_is_measured(name: str, convention: str) -> Non
         patched = carry_out(graph_module, network, found.regions, "write")
         record = record_graph(patched, (x,))
         assert profile_record(record, convention).peak_bytes == found.peak_bytes
-        assert measure(patched, x) == profile_record(record, "graph").peak_bytes
+        assert measure(patched, x) == profile_record(record, GRAPH).peak_bytes
         assert record.macs - network.macs == found.extra_macs
         assert_same(graph_module, patched, x)
         done += 1
-    assert done or convention == "graph"
+    assert done or convention is GRAPH
 
 
 def test_pieces_say_what_they_are_part_of() -> None:
     x = image(3, 1, 16)
     graph_module = trace(NETWORKS["wide middle"], x)
-    network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), "deploy")
+    network = PatchNetwork(graph_module, record_graph(graph_module, (x,)), DEPLOY)
     patched = carry_out(graph_module, network, [Region(1, 5, Form(2, 2))], "write")
     marks = [n.meta[TILE] for n in patched.graph.nodes if TILE in n.meta]
     assert {(m.tile, m.tiles) for m in marks} == {(t, 4) for t in range(4)}

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from redistill.memory.conventions import DEPLOY
 from redistill.memory.recording import record_graph
 from redistill.planning.patches.network import PatchNetwork, Step
 from redistill.planning.patches.programs import (
@@ -79,7 +80,7 @@ class PatchPass(PassBase):
             return PassResult(graph_module, False)
         placeholders = graph_module.graph.find_nodes(op="placeholder")
         inputs = [torch.empty(n.meta["shape"], dtype=n.meta.get("dtype")) for n in placeholders]
-        network = PatchNetwork(graph_module, record_graph(graph_module, inputs), "deploy")
+        network = PatchNetwork(graph_module, record_graph(graph_module, inputs), DEPLOY)
         for number in sorted({o.region for o in orders.values()}, reverse=True):  # readers are laid before their makers
             inside = [t for name, t in network.positions.items() if name in orders and orders[name].region == number]
             form = next(o.form for o in orders.values() if o.region == number)

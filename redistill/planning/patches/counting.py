@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
-from redistill.memory.conventions import counts_transients, lifetimes, live_bytes
+from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.recording import GraphRecord, Operation, Storage
 from redistill.planning.patches.axes import Span, Use
 from redistill.planning.patches.network import PatchNetwork, Step
@@ -54,10 +54,8 @@ class Counter:
                 self._note(self._storages((instruction.read,)), ())
         self._note(tuple(s for piece in after for s in self.held[piece]), ())
         record = GraphRecord(tuple(self.operations), tuple(self.storages))
-        levels = live_bytes(lifetimes(record, self.network.convention), len(self.operations))
-        if counts_transients(self.network.convention):
-            levels = [level + o.transient_bytes for level, o in zip(levels, self.operations, strict=True)]
-        return max(levels)
+        convention = self.network.convention
+        return max(step.live_bytes for step in timeline(record, lifetimes(record, convention), convention))
 
     def _run(self, run: Run) -> None:
         step = self.network.steps[run.position]

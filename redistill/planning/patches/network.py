@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from redistill.memory.conventions import counts_transients, functional_values, lifetimes, live_bytes
+from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.recording import GraphRecord, Operation, Shape
 from redistill.planning.patches.axes import AxisRule
 from redistill.planning.patches.rules import MAP_AXES, POINTWISE, TAKE_WEIGHTS, Axes, Rule, Subject, find_rule
@@ -70,9 +71,9 @@ class Step:
 class PatchNetwork:
     """The operations of a graph in execution order, under a convention; cut ``c`` lies before operation ``c``."""
 
-    def __init__(self, graph_module: GraphModule, record: GraphRecord, convention: str) -> None:
+    def __init__(self, graph_module: GraphModule, record: GraphRecord, convention: Convention) -> None:
         self.record = record
-        self.convention = convention
+        self.convention = convention.of_graph
         self.nodes = {n.name: n for n in graph_module.graph.nodes}
         self.modules = operators.modules_of(graph_module)
         self.positions = {o.node: t for t, o in enumerate(record.operations)}
@@ -85,10 +86,8 @@ class PatchNetwork:
     @cached_property
     def live(self) -> list[int]:
         """Bytes alive while each operation runs as it is."""
-        levels = live_bytes(lifetimes(self.record, self.convention), len(self.record.operations))
-        if not counts_transients(self.convention):
-            return levels
-        return [level + o.transient_bytes for level, o in zip(levels, self.record.operations, strict=True)]
+        steps = timeline(self.record, lifetimes(self.record, self.convention), self.convention)
+        return [step.live_bytes for step in steps]
 
     @cached_property
     def crossing(self) -> list[int]:
@@ -152,10 +151,9 @@ class PatchNetwork:
         return bool(results) and all(s.axes for s in results)
 
     def _spans(self) -> Iterable[tuple[int, int, int]]:
-        """(made, last read, bytes) of every value; under a convention that pins inputs they are read to the end."""
-        if not counts_transients(self.convention):
-            return [(v.born, v.dies, self.record.storages[v.storage].bytes) for v in functional_values(self.record)]
-        return [(b.born if not b.is_input else 0, b.dies, b.bytes) for b in lifetimes(self.record, self.convention)]
+        """(made, last read, bytes) of every value; where a value's memory is taken over, the next is one of its own."""
+        plain = replace(self.convention, overwrites=False)
+        return [(b.born, b.dies, b.bytes) for b in lifetimes(self.record, plain)]
 
     def _read(self) -> list[Step]:
         current: dict[Node, Node] = {}
