@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from redistill.cli import run
+from redistill.internal.boundary import run
 
 COMMANDS = {
     "transform": ("redistill.commands.transform", "rewrite a network into a student that fits a budget"),
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         sys.stderr.write(f"error: no command {name!r}; one of {', '.join(COMMANDS)}\n")
         return 2
-    return run(import_module(COMMANDS[name][0]).main, rest)
+    return run(lambda given: int(import_module(COMMANDS[name][0]).main(given)), rest)
 
 
 def _usage() -> str:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import RedistillError
+from redistill.internal.boundary import run as run
 from redistill.internal.files import write_atomically
 from redistill.memory.conventions import CONVENTIONS, DEPLOY
 from redistill.memory.recording import ITEM_SIZES
@@ -105,17 +105,3 @@ def write_json(data: dict[str, Any], path: str) -> None:
         sys.stdout.write(text + "\n")
     else:
         write_atomically(path, f"{text}\n".encode())
-
-
-def run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what a user can mend becomes one line and exit code 2, a budget out of reach 3."""
-    try:
-        return main(arguments)
-    except RedistillError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except BrokenPipeError:
-        return 0

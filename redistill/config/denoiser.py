@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from redistill.config.checks import AboveZero, Inside, NotNegative, Positive, Range, Section, Share, ShareBelowOne
 from redistill.config.settings import (
     DataConfig,
     ExperimentConfig,
@@ -17,13 +18,16 @@ from redistill.config.settings import (
 from redistill.diffusion import NoiseSchedule, Prediction
 from redistill.errors import ConfigError
 
+Timesteps = Annotated[int, Range(2, 100_000)]
+Images = Annotated[int, Range(0, 65_536)]
+
 ADAM = OptimizerConfig(name="adamw", learning_rate=2e-4, weight_decay=0.0)
 WARM_UP = ScheduleConfig(name="constant", warmup_steps=5000)
 CIFAR10 = DataConfig(name="cifar10")
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(Section):
     """The noise, and what a network is asked about it.
 
     Attributes:
@@ -34,17 +38,15 @@ class DiffusionConfig:
         label_dropout: the share of images, drawn one by one, whose class is withheld, for classifier-free guidance.
     """
 
+    place: ClassVar[str] = "diffusion"
+
     schedule: Literal["linear", "cosine"] = "linear"
-    timesteps: int = 1000
-    first_beta: float = 1e-4
-    last_beta: float = 0.02
+    timesteps: Timesteps = 1000
+    first_beta: Inside = 1e-4
+    last_beta: Inside = 0.02
     prediction: Prediction = "epsilon"
     conditional: bool = False
-    label_dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout < 1:
-            raise ConfigError(f"diffusion.label_dropout={self.label_dropout}: must lie between 0 and 1")
+    label_dropout: ShareBelowOne = 0.1
 
     def make_schedule(self) -> NoiseSchedule:
         """The noise schedule."""
@@ -52,7 +54,7 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Section):
     """The grids of images that are drawn at each validation and at the end, always from the same noise.
 
     Attributes:
@@ -60,23 +62,21 @@ class SamplingConfig:
         guidance: weight of classifier-free guidance, for conditional networks.
     """
 
-    images: int = 64
-    sampler: Literal["ddpm", "ddim"] = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    guidance: float = 0.0
+    place: ClassVar[str] = "sampling"
 
-    def __post_init__(self) -> None:
-        if self.images < 0 or self.steps < 1:
-            raise ConfigError(f"sampling: images={self.images} must be 0 or more, steps={self.steps} 1 or more")
+    images: Images = 64
+    sampler: Literal["ddpm", "ddim"] = "ddim"
+    steps: Positive = 50
+    eta: Share = 0.0
+    guidance: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
 class DenoiserRecipe(RecipeConfig):
     """How a denoiser is optimised: Adam without decay, a warm-up, clipped gradients, averaged weights."""
 
-    clip_norm: float | None = 1.0
-    ema: float | None = 0.9999
+    clip_norm: AboveZero | None = 1.0
+    ema: Inside | None = 0.9999
     optimizer: OptimizerConfig = ADAM
     schedule: ScheduleConfig = WARM_UP
 
@@ -102,5 +102,6 @@ class DenoiserConfig(ExperimentConfig):
     recipe: DenoiserRecipe = DenoiserRecipe()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if set(self.data.mean) | set(self.data.std) != {0.5}:
             raise ConfigError("data: a denoiser's images lie in [-1, 1]; leave data.mean and data.std at [0.5]")

@@ -7,16 +7,18 @@ experiments (`digits/smoke.yaml`) or to paths.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from redistill.config.checks import SHOWN, check_ranges, shorten
 from redistill.errors import ConfigError
+from redistill.internal.documents import DEEPEST, parse_yaml, read_yaml
 from redistill.internal.suggestions import suggest
 
 Config = TypeVar("Config")
@@ -25,6 +27,8 @@ Raw = dict[str, Any]
 BASE = "base"
 CLASSIFIER = "classifier"
 """The trainer of files that name none."""
+MOST_FILES = 32
+"""That one configuration may build on."""
 REPLACED = "methods"
 """A mapping that a derived file replaces as a whole: methods are chosen together."""
 
@@ -43,28 +47,53 @@ def packaged(trainer: str | None = None) -> dict[str, str]:
 
 
 def read_file(name: str) -> Raw:
-    """The mapping of a file, merged over that of its base."""
+    """The mapping of a file, merged over that of its base.
+
+    Raises:
+        ConfigError: it is missing or no mapping, names itself as its base, or has more bases than anyone needs.
+    """
+    return _read_file(name, {})
+
+
+def _read_file(name: str, known: dict[Path, Raw | None]) -> Raw:
+    """As :func:`read_file`; what is known was read already, or is being read where it is None."""
     path = find_file(name)
-    try:
-        raw = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if path in known:
+        found = known[path]
+        if found is None:
+            raise ConfigError(f"{path}: names itself as its base; take that out")
+        return found
+    if len(known) >= MOST_FILES:
+        raise ConfigError(f"{path}: more than {MOST_FILES} files build on each other")
+    known[path] = None
+    raw = read_yaml(path, ConfigError)
+    raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds a {type(raw).__name__}; a configuration is a mapping of sections")
-    bases = raw.pop(BASE, None) or []
+    known[path] = found = merge(_bases(path, raw.pop(BASE, None), known), raw)
+    return found
+
+
+def _bases(path: Path, names: Any, known: dict[Path, Raw | None]) -> Raw:
+    names = [names] if isinstance(names, str) else names or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: {BASE} is {shorten(names)}; name a file, or a list of files")
     merged: Raw = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_file(str(base)))
-    return merge(merged, raw)
+    for name in names:
+        merged = merge(merged, _read_file(name, known))
+    return merged
 
 
 def find_file(name: str) -> Path:
     """A path that exists, or a packaged experiment by its name, with or without `.yaml`."""
     candidates = [Path(name), _package_folder() / name, _package_folder() / f"{name}.yaml"]
     for path in candidates:
-        if path.is_file():
-            return path
-    raise ConfigError(f"there is no file {name!r} and no packaged experiment of that name{suggest(name, packaged())}")
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file():
+                return path
+    raise ConfigError(
+        f"there is no file {shorten(name)} and no packaged experiment of that name{suggest(name[:SHOWN], packaged())}"
+    )
 
 
 def merge(base: Raw, changes: Raw) -> Raw:
@@ -81,8 +110,10 @@ def override(raw: Raw, assignments: Sequence[str]) -> Raw:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
-            raise ConfigError(f"--set {assignment!r}: write it as section.key=value")
-        raw = _assign(raw, path.split("."), yaml.safe_load(text), path)
+            raise ConfigError(f"--set {shorten(assignment)}: write it as section.key=value")
+        if path.count(".") > DEEPEST:
+            raise ConfigError(f"--set {shorten(path)}: no setting lies that deep")
+        raw = _assign(raw, path.split("."), parse_yaml(text, f"--set {path}", ConfigError), path)
     return raw
 
 
@@ -93,7 +124,7 @@ def _assign(raw: Raw, keys: Sequence[str], value: Any, path: str) -> Raw:
     if keys[0] == REPLACED and isinstance(inner, str):
         inner = method_names(inner)
     if not isinstance(inner, dict):
-        raise ConfigError(f"--set {path}: {keys[0]} is {inner!r} and has no keys below it")
+        raise ConfigError(f"--set {path}: {keys[0]} is {shorten(inner)} and has no keys below it")
     return {**raw, keys[0]: _assign(inner, keys[1:], value, path)}
 
 
@@ -107,11 +138,11 @@ def read(kind: type[Config], raw: Mapping[str, Any], where: str = "", default: C
 
     What the mapping leaves out is as in ``default``, such as the section that an outer dataclass has by default.
     """
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field.default for field in dataclasses.fields(typing.cast(Any, kind))}
     for key in raw:
         if key not in fields:
-            raise ConfigError(f"unknown key {_join(where, str(key))!r}{suggest(str(key), fields)}")
+            raise ConfigError(f"unknown key {shorten(_join(where, str(key)))}{suggest(str(key)[:SHOWN], fields)}")
     values = {
         key: _convert(hints[key], value, _join(where, key), getattr(default, key, fields[key]))
         for key, value in raw.items()
@@ -139,20 +170,28 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str 
 
 
 def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
-    """A value as the annotated type, or an error that says what was expected."""
+    """A value as the annotated type and within its range, or an error that says what was expected."""
+    converted = _as_type(hint, value, where, default)
+    check_ranges(hint, converted, where)
+    return converted
+
+
+def _as_type(hint: Any, value: Any, where: str, default: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _as_type(arguments[0], value, where, default)
     if origin in (types.UnionType, typing.Union):
         inner = next(a for a in arguments if a is not type(None))
         return None if value is None else _convert(inner, value, where, default)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        if not isinstance(value, str) or value not in arguments:
+            raise ConfigError(f"{where}: {shorten(value)} is not one of {', '.join(map(str, arguments))}")
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return read(hint, _mapping(value, where), where, default if isinstance(default, hint) else None)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
+            raise ConfigError(f"{where}: expected a list, got {shorten(value)}")
         return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin in (dict, Mapping):
         opened = method_names(value) if isinstance(value, str) else value
@@ -163,23 +202,22 @@ def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:  # YAML 1.1 reads 1e-4 as a string
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isfinite(value):
             return float(value)
-        except ValueError:
-            pass
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}={value}: must be a finite number")
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    elif hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    raise ConfigError(f"{where}: expected {hint.__name__}, got {shorten(value)}")
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected a mapping of keys, got {value!r}")
+        raise ConfigError(f"{where}: expected a mapping of keys, got {shorten(value)}")
     return value
 
 

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from redistill.config.checks import (
+    AboveZero,
+    AreaShare,
+    Count,
+    Factor,
+    Inside,
+    NotNegative,
+    Padding,
+    Positive,
+    Section,
+    Share,
+    ShareBelowOne,
+    Side,
+    TwoOrMore,
+    Workers,
+)
 from redistill.errors import ConfigError
 
 Precision = Literal["no", "bf16", "fp16"]
+
+
+RESERVED = frozenset({"teacher", "student", "checkpoints", "int8", "tensorboard"})
+"""Names in a run's folder that no further teacher can have."""
+
+
+def check_teacher_name(name: str) -> None:
+    """Refuse a teacher's name that would not do as a folder's within the run's.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    _require(
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is not None and name not in RESERVED,
+        f"teachers.{name[:64]}: a name is of letters, digits, _ and -, and none of {', '.join(sorted(RESERVED))}",
+    )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -17,7 +50,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """The optimizer.
 
     Attributes:
@@ -25,20 +58,23 @@ class OptimizerConfig:
         decay_norms: whether norms' weights and all biases decay too, as in the older recipes.
     """
 
+    place: ClassVar[str] = "optimizer"
+
     name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.05
-    momentum: float = 0.9
+    learning_rate: AboveZero = 0.05
+    momentum: ShareBelowOne = 0.9
     nesterov: bool = False
-    betas: tuple[float, ...] = (0.9, 0.999)
-    weight_decay: float = 5e-4
+    betas: tuple[ShareBelowOne, ...] = (0.9, 0.999)
+    weight_decay: NotNegative = 5e-4
     decay_norms: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate}: must be above 0")
+        super().__post_init__()
+        _require(len(self.betas) == 2, f"optimizer.betas={list(self.betas)}: give two, such as [0.9, 0.999]")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """The learning rate over time, as a factor of the optimizer's.
 
     Attributes:
@@ -49,17 +85,19 @@ class ScheduleConfig:
         rise: the share of the run in which `one_cycle` rises.
     """
 
+    place: ClassVar[str] = "schedule"
+
     name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
-    warmup: float = 0.0
-    warmup_steps: int | None = None
-    milestones: tuple[float, ...] = ()
-    gamma: float = 0.1
-    floor: float = 0.0
-    rise: float = 0.3
+    warmup: NotNegative = 0.0
+    warmup_steps: Count | None = None
+    milestones: tuple[NotNegative, ...] = ()
+    gamma: AboveZero = 0.1
+    floor: Share = 0.0
+    rise: Inside = 0.3
 
 
 @dataclass(frozen=True)
-class RecipeConfig:
+class RecipeConfig(Section):
     """How a network is optimised.
 
     Attributes:
@@ -71,24 +109,20 @@ class RecipeConfig:
         ema: decay of the weights' moving average, or none; the average is then what is evaluated and delivered.
     """
 
-    epochs: int = 30
-    steps: int | None = None
-    batch_size: int = 64
-    accumulation: int = 1
-    clip_norm: float | None = None
-    ema: float | None = None
+    place: ClassVar[str] = "recipe"
+
+    epochs: Count = 30
+    steps: Positive | None = None
+    batch_size: Positive = 64
+    accumulation: Positive = 1
+    clip_norm: AboveZero | None = None
+    ema: Inside | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 0, f"recipe.epochs={self.epochs}: must be 0 or more")
-        for name in ("batch_size", "accumulation"):
-            _require(getattr(self, name) >= 1, f"recipe.{name}={getattr(self, name)}: must be 1 or more")
-        _require(self.ema is None or 0 < self.ema < 1, f"recipe.ema={self.ema}: must lie between 0 and 1")
-
 
 @dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Section):
     """Random changes of training images; all off is a plain resize.
 
     Attributes:
@@ -97,16 +131,23 @@ class AugmentationConfig:
         erasing: probability of blanking a rectangle.
     """
 
+    place: ClassVar[str] = "augmentation"
+
     crop: Literal["none", "random_resized", "padded"] = "none"
-    scale: tuple[float, ...] = (0.08, 1.0)
-    padding: int = 4
+    scale: tuple[AreaShare, ...] = (0.08, 1.0)
+    padding: Padding = 4
     flip: bool = False
     policy: Literal["none", "trivial", "randaugment", "autoaugment"] = "none"
-    erasing: float = 0.0
+    erasing: Share = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ordered = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
+        _require(ordered, f"augmentation.scale={list(self.scale)}: give two shares, the smaller first")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The images.
 
     Attributes:
@@ -125,32 +166,37 @@ class DataConfig:
         train_limit: use only so many training images, class by class.
     """
 
+    place: ClassVar[str] = "data"
+
     name: str = "digits"
     root: str = "data"
     download: bool = False
-    image_size: int = 32
-    test_resize: int | None = None
+    image_size: Side = 32
+    test_resize: Side | None = None
     channels: int = 3
     attribute: str | None = None
     damaged: Literal["refuse", "skip"] = "refuse"
     cache: str = "auto"
-    cache_limit: float = 8.0
+    cache_limit: NotNegative = 8.0
     mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    std: tuple[AboveZero, ...] = (0.5,)
     augmentation: AugmentationConfig = AugmentationConfig()
     strong: AugmentationConfig | None = None
-    validation: float = 0.1
-    train_limit: int | None = None
-    test_limit: int | None = None
+    validation: Inside = 0.1
+    train_limit: Positive | None = None
+    test_limit: Positive | None = None
     split_seed: int = 0
-    workers: int = 0
+    workers: Workers = 0
 
     def __post_init__(self) -> None:
-        _require(0 < self.validation < 1, f"data.validation={self.validation}: must lie between 0 and 1")
+        super().__post_init__()
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            _require(len(values) in (1, 3), f"data.{name}={list(values)}: give one value, or one for each channel")
 
 
 @dataclass(frozen=True)
-class TargetsConfig:
+class TargetsConfig(Section):
     """What a classifier is asked to predict.
 
     Attributes:
@@ -158,13 +204,15 @@ class TargetsConfig:
         mixing_alpha: parameter of their Beta distribution.
     """
 
-    label_smoothing: float = 0.0
+    place: ClassVar[str] = "targets"
+
+    label_smoothing: ShareBelowOne = 0.0
     mixing: Literal["none", "mixup", "cutmix", "either"] = "none"
-    mixing_alpha: float = 0.2
+    mixing_alpha: AboveZero = 0.2
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(Section):
     """A network that teaches.
 
     Attributes:
@@ -177,6 +225,8 @@ class TeacherConfig:
             first stride help a teacher and hurt that student.
     """
 
+    place: ClassVar[str] = "teacher"
+
     model: str = "redistill:mobilenet_v2_strided?num_classes=10&width_mult=0.25"
     weights: str | None = None
     recipe: RecipeConfig | None = None
@@ -185,7 +235,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Section):
     """The network that learns: the teacher's rewritten for a budget, a saved one, or the teacher's architecture itself.
 
     Attributes:
@@ -206,8 +256,10 @@ class StudentConfig:
         fit: training images to which a fitted start is fitted; their maps at one layer are in memory at once.
     """
 
+    place: ClassVar[str] = "student"
+
     budget: str | None = "4x"
-    factors: tuple[int, ...] | None = None
+    factors: tuple[Factor, ...] | None = None
     lever: Literal["pool", "resize", "prune"] = "pool"
     folder: str | None = None
     model: str | None = None
@@ -217,11 +269,11 @@ class StudentConfig:
     taps: str | None = None
     start: Literal["teacher", "fitted", "scratch"] = "teacher"
     red_init: Literal["gentle", "default"] = "gentle"
-    recalibrate: int = 8
-    fit: int = 1024
+    recalibrate: Count = 8
+    fit: TwoOrMore = 1024
 
     def __post_init__(self) -> None:
-        _require(self.fit >= 2, f"student.fit={self.fit}: needs two images or more")
+        super().__post_init__()
         _require(
             self.start != "fitted" or self.model is None,
             "student.start=fitted: only the teacher's own weights can be fitted; leave student.model out",
@@ -229,7 +281,7 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
-class DistillationConfig:
+class DistillationConfig(Section):
     """The losses.
 
     Attributes:
@@ -238,13 +290,15 @@ class DistillationConfig:
         first_stage: epochs of the first stage of two-stage methods (ab, ft, fsp).
     """
 
-    task: float = 1.0
+    place: ClassVar[str] = "distillation"
+
+    task: NotNegative = 1.0
     methods: dict[str, Any] = field(default_factory=dict)
-    first_stage: int = 30
+    first_stage: Count = 30
 
 
 @dataclass(frozen=True)
-class QuantizationConfig:
+class QuantizationConfig(Section):
     """Int8 after the float epochs: the student is rounded, then trained rounded by the same losses and teachers.
 
     To go on from a student trained before, set student.folder and recipe.epochs=0.
@@ -257,22 +311,18 @@ class QuantizationConfig:
         float_modules: paths of modules that stay in floating point.
     """
 
-    mode: Literal["none", "int8"] = "none"
-    epochs: int = 5
-    learning_rate: float = 0.005
-    images: int = 512
-    freeze: float = 0.25
-    float_modules: tuple[str, ...] = ()
+    place: ClassVar[str] = "quantization"
 
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 0, f"quantization.epochs={self.epochs}: must be 0 or more")
-        _require(self.learning_rate > 0, f"quantization.learning_rate={self.learning_rate}: must be above 0")
-        _require(self.images >= 1, f"quantization.images={self.images}: must be 1 or more")
-        _require(0 <= self.freeze < 1, f"quantization.freeze={self.freeze}: must be 0 or more and below 1")
+    mode: Literal["none", "int8"] = "none"
+    epochs: Count = 5
+    learning_rate: AboveZero = 0.005
+    images: Positive = 512
+    freeze: ShareBelowOne = 0.25
+    float_modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Section):
     """The machine's side: where results go, precision, checkpoints.
 
     Attributes:
@@ -287,6 +337,8 @@ class RunConfig:
         brief: at the end measure the last weights alone, neither the best validated ones nor the teacher.
     """
 
+    place: ClassVar[str] = "run"
+
     folder: str | None = None
     seed: int = 0
     precision: Precision = "no"
@@ -294,22 +346,16 @@ class RunConfig:
     channels_last: bool = False
     deterministic: bool = False
     sync_batchnorm: bool = True
-    log_every: int = 10
-    checkpoint_every: int | None = None
-    save_every: int | None = None
-    keep: int = 2
-    validate_every: int = 1
+    log_every: Positive = 10
+    checkpoint_every: Positive | None = None
+    save_every: Positive | None = None
+    keep: TwoOrMore = 2
+    validate_every: Positive = 1
     brief: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("log_every", "validate_every", "save_every"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"run.{name}={value}: must be 1 or more")
-        _require(self.keep >= 2, f"run.keep={self.keep}: must be 2 or more, so that one checkpoint is always whole")
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Section):
     """What every experiment says. Further teachers, by name, are listened to by methods labelled `method@name`."""
 
     data: DataConfig = DataConfig()
@@ -320,6 +366,11 @@ class ExperimentConfig:
     recipe: RecipeConfig = RecipeConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.teachers:
+            check_teacher_name(name)
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_writable(str(output), given.json)
     check_free(output, force=given.force)
     model, inputs, about = _open_student(folder, given.trust) if folder else _open_model(given)
-    experiment = find_experiment(folder) if folder else None
+    experiment = find_experiment(folder, given.trust) if folder else None
     if experiment is not None:
         about |= describe_data(experiment.config.data)
     subject = prepare(model, inputs, _convention(given, model), given.reorder, about)
     if given.quantize:
-        images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set)
+        images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set, given.trust)
         subject = make_int8(subject, images, convert=not chosen.quantizes)
     exported = export(subject, output, given.format, given.force)
     if given.json:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redistill.config.files import load, override, read, resolved
 from redistill.config.settings import ClassifierConfig, DataConfig
+from redistill.config.trust import check_trust
 from redistill.data.cache import decode_now
 from redistill.data.datasets import ImageSet, open_data, plain_transform
 from redistill.data.folders import pictures_below
@@ -26,6 +27,7 @@ def calibration_batches(
     example: Tensor,
     samples: int,
     overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> tuple[Tensor, ...]:
     """Batches shaped like ``example``.
 
@@ -35,6 +37,7 @@ def calibration_batches(
         example: an input of the network, [B, C, H, W].
         samples: how many images at most. Those of an experiment are held out of its training set.
         overrides: ``a.b=value`` changes of an experiment.
+        trust: whether an experiment may name code to import.
 
     Raises:
         ExportError: no source, no images, or images of another shape.
@@ -42,7 +45,7 @@ def calibration_batches(
     if source is not None and Path(source).is_dir():
         images = _from_folder(Path(source), experiment, example)
     else:
-        images = _held_out(_experiment(source, experiment, overrides))
+        images = _held_out(_experiment(source, experiment, overrides, trust))
     drawn = [_checked(image, example) for _, image in zip(range(samples), images, strict=False)]
     batches = torch.split(torch.stack(drawn), example.shape[0]) if drawn else ()
     whole = tuple(batch for batch in batches if len(batch) == len(example))
@@ -60,9 +63,13 @@ def _checked(image: Tensor, example: Tensor) -> Tensor:
     return image
 
 
-def _experiment(source: str | None, experiment: Experiment | None, overrides: Sequence[str]) -> ClassifierConfig:
+def _experiment(
+    source: str | None, experiment: Experiment | None, overrides: Sequence[str], trust: bool
+) -> ClassifierConfig:
     if source is not None:
-        return load(ClassifierConfig, source, overrides)
+        config = load(ClassifierConfig, source, overrides)
+        check_trust(config, source, trust)
+        return config
     if experiment is None:
         raise ExportError(
             "int8 needs images to measure ranges by; give --calibration an experiment (digits/smoke.yaml) or a folder"

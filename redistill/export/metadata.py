@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redistill.config.files import read
 from redistill.config.settings import ClassifierConfig, DataConfig
+from redistill.config.trust import check_trust
 from redistill.data.sources import open_source
 from redistill.errors import RedistillError
 from redistill.trainers.folder import RunFolder
@@ -25,13 +26,19 @@ class Experiment:
     config: ClassifierConfig
 
 
-def find_experiment(folder: Path) -> Experiment | None:
-    """The classifier's run whose folder holds ``folder``, if there is one."""
+def find_experiment(folder: Path, trust: bool = False) -> Experiment | None:
+    """The classifier's run whose folder holds ``folder``, if there is one.
+
+    Raises:
+        TrustError: it names code to import, and nobody has said that it may.
+    """
     run = RunFolder(folder.absolute().parent)
     try:
-        return Experiment(run.config, read(ClassifierConfig, run.read_config()))
+        config = read(ClassifierConfig, run.read_config())
     except RedistillError:
         return None
+    check_trust(config, run.config, trust)
+    return Experiment(run.config, config)
 
 
 def describe_inputs(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -12,7 +12,13 @@ configuration, a log, curves, checkpoints, the best weights and the finished stu
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before what takes seconds to import, so that Ctrl-C ends in one line there too
+    import sys
+
+    from redistill.__main__ import main as redistill
+
+    sys.exit(redistill(["train", *sys.argv[1:]]))
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +145,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     comparisons = f"for redistill compare: {', '.join(packaged('comparison'))}"
     command = Command("classifier", __doc__, "digits/smoke.yaml", ClassifierConfig, ClassifierExperiment, comparisons)
     return command.main(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

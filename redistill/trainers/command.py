@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redistill.cli import add_trust_option
+from redistill.cli import run as guarded
 from redistill.config.files import load, packaged
 from redistill.config.settings import ExperimentConfig
 from redistill.distillation import METHODS
@@ -45,6 +46,9 @@ class Command:
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command and return its exit code."""
+        return guarded(self._main, arguments)
+
+    def _main(self, arguments: Sequence[str] | None) -> int:
         options = self._parse(arguments)
         if options.list:
             sys.stdout.write(self.listing() + "\n")
@@ -57,12 +61,8 @@ class Command:
             folder = Path(config.run.folder or Path("runs") / Path(options.config).with_suffix(""))
             experiment = self.experiment(config, folder, trust=options.trust)
             summary = run(experiment, resume=options.resume)
-        except RedistillError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return error.exit_code
         except OSError as error:
-            sys.stderr.write(f"error: {error}; make room, or set run.folder to a place that can be written\n")
-            return RedistillError.exit_code
+            raise RedistillError(f"{error}; make room, or set run.folder to a place that can be written") from error
         finally:
             leave_processes()
         if processes().is_main_process:

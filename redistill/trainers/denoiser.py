@@ -14,7 +14,13 @@ resolved configuration, a log, curves, grids of samples, checkpoints, the best w
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before what takes seconds to import, so that Ctrl-C ends in one line there too
+    import sys
+
+    from redistill.__main__ import main as redistill
+
+    sys.exit(redistill(["train-denoiser", *sys.argv[1:]]))
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +107,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     smoke = "digits/ddpm_smoke.yaml"
     command = Command("denoiser", __doc__, smoke, DenoiserConfig, DenoiserExperiment, without=CLASS_METHODS)
     return command.main(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from redistill.config.settings import AugmentationConfig, ExperimentConfig
+from redistill.config.trust import check_trust
 from redistill.data.datasets import DataSets, open_data
 from redistill.distillation import MAIN, Distillation, Distiller
 from redistill.errors import ConfigError
@@ -28,19 +29,6 @@ PROBE = 32
 """Images from which methods learn the shapes of what is shown."""
 
 
-def check_trust(config: ExperimentConfig, trust: bool) -> None:
-    """Refuse, before anything is done, models that would have to be imported and are not trusted.
-
-    Raises:
-        TrustError: naming the setting.
-    """
-    teachers = {"teacher": config.teacher, **{f"teachers.{name}": made for name, made in config.teachers.items()}}
-    specs: dict[str, str | None] = {f"{name}.model": teacher.model for name, teacher in teachers.items()}
-    for name, spec in {**specs, "student.model": config.student.model}.items():
-        if spec is not None:
-            require_trust(spec, f"the configuration ({name})", trust)
-
-
 class Experiment(ABC, Generic[Config]):
     """Base of the classifier's and the denoiser's experiments.
 
@@ -56,7 +44,7 @@ class Experiment(ABC, Generic[Config]):
     ) -> None:
         self.config, self.trust = config, trust
         self.folder = RunFolder.at(folder)
-        check_trust(config, trust)
+        check_trust(config, "the configuration", trust)
         self.data = data or open_data(config.data, config.run.seed)
 
     def augmented(self, augmentation: AugmentationConfig) -> Experiment[Config]:

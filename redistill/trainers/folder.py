@@ -11,9 +11,6 @@ from redistill.errors import CheckpointError, RedistillError
 from redistill.internal.documents import dump_yaml, read_json, read_yaml
 from redistill.internal.files import write_atomically
 
-RESERVED = frozenset({"student", "checkpoints", "int8", "tensorboard"})
-"""Names inside that no teacher can have."""
-
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -19,9 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from redistill.cli import add_trust_option, positive
+from redistill.cli import add_trust_option, positive, run
 from redistill.config.files import load, packaged, read_file
-from redistill.errors import ConfigError, RedistillError
+from redistill.errors import ConfigError
 from redistill.studies.comparison.classifiers import AccuracyJudge
 from redistill.studies.comparison.runs import ComparisonConfig, Judge, compare, finish_together
 from redistill.trainers.acceleration import leave_processes, processes
@@ -49,6 +49,10 @@ def choose_judge(config: ComparisonConfig, folder: Path, trust: bool = False) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    return run(_main, arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     comparisons = "\n".join(f"  {name:40} {text}" for name, text in packaged("comparison").items())
     parser = argparse.ArgumentParser(
         prog="redistill.trainers.comparison",
@@ -78,9 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.jobs > 1 and not options.table:
             finish_together(judge, options.jobs)
         results = compare(judge, only_finished=options.table)
-    except RedistillError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
     finally:
         leave_processes()
     if processes().is_main_process:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import merge, read, resolved
+from redistill.config.trust import check_trust
 from redistill.distillation import MAIN
 from redistill.evidence.table import Table
 from redistill.internal.files import checksum, write_atomically
@@ -53,6 +54,7 @@ class ImageJudge(Judge):
         self.common: DenoiserConfig = self.settings(self.reference, config.seeds[0])
         inherited = {name: resolved(getattr(self.common, name)) for name in ("data", "diffusion")}
         self.evaluation = read(EvaluationConfig, merge(inherited, dict(config.evaluation)))
+        check_trust(self.evaluation, "the comparison", trust)
 
     @cached_property
     def evaluator(self) -> Evaluator:

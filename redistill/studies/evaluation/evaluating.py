@@ -7,9 +7,9 @@ from functools import cached_property
 
 from torch import Tensor
 
+from redistill.config.checks import Count, Positive, Section
 from redistill.config.denoiser import DiffusionConfig
 from redistill.config.settings import DataConfig, RecipeConfig
-from redistill.errors import ConfigError
 from redistill.studies.evaluation.features import RECIPE, expected_features, open_extractor
 from redistill.studies.evaluation.fidelity import Fidelity, check_count, score
 from redistill.studies.evaluation.generation import GenerationConfig, TrainedDenoiser, generate
@@ -21,7 +21,7 @@ IMAGES = 1000
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """What is scored against what.
 
     Attributes:
@@ -36,20 +36,14 @@ class EvaluationConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    images: int | None = None
+    images: Positive | None = None
     reference: Split = "train"
-    reference_size: int | None = None
+    reference_size: Positive | None = None
     extractor: str | None = None
     recipe: RecipeConfig = RECIPE
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    points: int = 20
-    held_out: int = 256
-
-    def __post_init__(self) -> None:
-        for name, least in (("images", 1), ("held_out", 1), ("points", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}={value}: must be {least} or more")
+    points: Count = 20
+    held_out: Positive = 256
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from redistill.config.checks import NotNegative, Positive, Section
 from redistill.diffusion import NoiseSchedule, Prediction, sample
 from redistill.diffusion.sampling import Sampler
-from redistill.errors import ConfigError
 from redistill.internal import seeding
 from redistill.studies.evaluation.real_images import to_pixels
 
 
 @dataclass(frozen=True)
-class GenerationConfig:
+class GenerationConfig(Section):
     """How images are made.
 
     Attributes:
@@ -27,16 +27,13 @@ class GenerationConfig:
         batch: images at once.
     """
 
-    sampler: Sampler = "ddim"
-    steps: int = 50
-    guidance: float = 0.0
-    seed: int = 0
-    batch: int = 64
+    place: ClassVar[str] = "generation"
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"generation.{name}={getattr(self, name)}: must be 1 or more")
+    sampler: Sampler = "ddim"
+    steps: Positive = 50
+    guidance: NotNegative = 0.0
+    seed: int = 0
+    batch: Positive = 64
 
     def __str__(self) -> str:
         guided = f", guidance {self.guidance:g}" if self.guidance else ""

@@ -11,10 +11,10 @@ from torch import nn
 from redistill import recipe
 from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import read
+from redistill.config.trust import check_trust
 from redistill.errors import EvaluationError
 from redistill.models import load_model
 from redistill.models.specs import require_trust
-from redistill.trainers.experiment import check_trust
 from redistill.trainers.folder import RunFolder
 
 Kind = Literal["run", "best", "checkpoint", "student", "images"]
@@ -107,7 +107,7 @@ def open_run(path: Path, trust: bool = False) -> Run:
     if raw.get("trainer") != "denoiser":
         raise EvaluationError(f"{path} is a run of the {raw.get('trainer')} trainer; only denoisers are evaluated")
     config = read(DenoiserConfig, raw)
-    check_trust(config, trust)
+    check_trust(config, folder.config, trust)
     return Run(folder, config, raw, trust)
 
 
