@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from redistill.errors import ConfigError
 
+MOST = 10**12
+"""What no count of anything exceeds; ranges that end here are shown without an end."""
 SHOWN = 60
 """Characters of a value in a message."""
 
@@ -35,7 +37,7 @@ class Range:
             raise ConfigError(f"{where}={shorten(value)}: must {self}")
 
     def __str__(self) -> str:
-        if self.high == math.inf:
+        if self.high >= MOST:
             return f"be above {self.low:g}" if self.open_low else f"be {self.low:g} or more"
         if self.open_low and self.open_high:
             return f"lie between {self.low:g} and {self.high:g}"
@@ -43,7 +45,6 @@ class Range:
         return f"{low} and {f'below {self.high:g}' if self.open_high else f'{self.high:g} or less'}"
 
 
-MOST = 10**12
 Count = Annotated[int, Range(0, MOST)]
 Positive = Annotated[int, Range(1, MOST)]
 Side = Annotated[int, Range(1, 16384)]

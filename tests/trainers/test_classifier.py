@@ -138,7 +138,7 @@ def test_a_fitted_student_shows_more_of_what_its_teacher_shows(settings, tmp_pat
     ("changes", "remedy"),
     [
         (["student.start=fitted", *OWN_ARCHITECTURE], "leave student.model out"),
-        (["student.start=fitted", "student.fit=1"], "two images or more"),
+        (["student.start=fitted", "student.fit=1"], "must be 2 or more"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(settings, tmp_path, capsys, changes, remedy):
