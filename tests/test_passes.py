@@ -11,7 +11,6 @@ from redistill.errors import PlanError, RedistillError
 from redistill.models.red_block import REDBlock
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
-from redistill.passes.geometry import refit
 from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
@@ -77,7 +76,7 @@ def test_canonicalise_turns_a_pool_over_the_whole_map_into_a_global_pool():
 def restrided(module, side, stride, target, enlarge=1):
     graph_module = graph_of(module, torch.randn(1, 3, side, side))
     node = next(n for n in graph_module.graph.nodes if n.op == "call_module")
-    node.meta[RESTRIDE] = Restride(Fraction(stride), (target, target), enlarge)
+    node.meta[RESTRIDE] = Restride((Fraction(stride) / enlarge,) * 2, (target, target))
     InsertPoolingPass()(graph_module)
     graph_module.graph.lint()
     return graph_module, graph_module(torch.randn(2, 3, side, side))
@@ -158,7 +157,7 @@ def test_interpolation_scales_follow_and_vanish_at_one():
 
 def test_no_padding_leads_there_is_said_so():
     with pytest.raises(PlanError, match=r"no padding lets Conv2d\(3, 4, kernel_size=\(1, 1\).* make a map of side 9"):
-        refit(nn.Conv2d(3, 4, 1), Fraction(1), (8, 8), (9, 9))
+        restrided(nn.Sequential(nn.Conv2d(3, 4, 1)), 8, 1, 9)
 
 
 def test_grids_that_no_longer_fit_together_are_named():

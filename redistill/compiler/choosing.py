@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -80,7 +81,7 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
     """One factor for each stage, from one for each free stage; checked."""
     stages, free = analysis.stages.stages, analysis.stages.free
     if len(factors) != len(free):
-        names = ", ".join(f"{s.name} {s.grid[0]}x{s.grid[1]}" for s in free)
+        names = ", ".join(f"{s.name} {format_shape(s.grid)}" for s in free)
         raise PlanError(f"{analysis.name} has {len(free)} stages ({names}), but {len(factors)} factors were given")
     given = dict(zip((s.index for s in free), factors, strict=True))
     for stage in free:
@@ -137,7 +138,7 @@ def _carry_out_within(
                 return Choice(by_stage, tuple(taps), rewritten, None, notes)
             if not (drop_taps and taps and request.taps == "auto"):
                 return None
-            costliest = max(taps, key=lambda t: t.channels * t.grid[0] * t.grid[1])
+            costliest = max(taps, key=lambda t: t.channels * math.prod(t.grid))
             taps.remove(costliest)
             dropped.append(costliest.student)
     except PlanError:

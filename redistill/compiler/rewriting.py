@@ -16,10 +16,10 @@ from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import count_parameters, profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
-from redistill.passes.geometry import Pair, UnreachableGridError
-from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
+from redistill.passes.geometry import UnreachableGridError
+from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Resize, Restride
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.planning.stages import Transition
+from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
 from redistill.tracing.guards import guards_hold
 
@@ -49,7 +49,7 @@ def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], in
 
 def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str) -> GraphModule:
     """Annotate a copy and run the passes; where a grid is out of reach, its whole stage makes do with a smaller one."""
-    smaller: dict[tuple[int, Pair], Pair] = {}
+    smaller: dict[tuple[int, Grid], Grid] = {}
     targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
     while True:
         student = copy.deepcopy(analysis.graph_module).eval()
@@ -59,21 +59,17 @@ def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap],
             return student
         except UnreachableGridError as error:
             entrance = targets[error.node]
-            grid = list(smaller.get(entrance) or _coarse(entrance[1], by_stage[entrance[0]]))
-            if error.largest >= grid[error.axis] or error.largest < 1:
+            grid = list(smaller.get(entrance) or coarse(entrance[1], by_stage[entrance[0]]))
+            axis = error.axis - error.dims + len(grid)
+            if error.largest >= grid[axis] or error.largest < 1:
                 raise
-            grid[error.axis] = error.largest
-            smaller[entrance] = (grid[0], grid[1])
+            grid[axis] = error.largest
+            smaller[entrance] = tuple(grid)
 
 
-def _entrance(transition: Transition, analysis: Analysis) -> tuple[int, Pair]:
+def _entrance(transition: Transition, analysis: Analysis) -> tuple[int, Grid]:
     """The stage that a transition enters, and the teacher's grid there: all that enters so must agree."""
-    height, width = analysis.stages.record.values[transition.node][2:]
-    return transition.target, (height, width)
-
-
-def _coarse(grid: Pair, factor: int) -> Pair:
-    return -(-grid[0] // factor), -(-grid[1] // factor)
+    return transition.target, analysis.stages.growth.sides(transition.node)
 
 
 def run_passes(graph_module: GraphModule, passes: list[object]) -> None:
@@ -91,7 +87,7 @@ def annotate(
     analysis: Analysis,
     by_stage: Sequence[int],
     taps: Sequence[Tap],
-    smaller: dict[tuple[int, Pair], Pair],
+    smaller: dict[tuple[int, Grid], Grid],
 ) -> None:
     """Write into ``node.meta`` what each node must become; nothing is changed yet."""
     nodes = {n.name: n for n in graph_module.graph.nodes}
@@ -101,22 +97,25 @@ def annotate(
             nodes[transition.node].meta[RESTRIDE] = order
     for tap in taps:
         order_at = nodes[tap.student_node].meta
-        order_at[TAPS] = (*order_at.get(TAPS, ()), TapOrder(tap.name, tap.channels, tap.module, tap.side))
+        order_at[TAPS] = (
+            *order_at.get(TAPS, ()),
+            TapOrder(tap.name, tap.channels, tap.module, tap.side, len(tap.grid)),
+        )
 
 
 def restride(
-    transition: Transition, analysis: Analysis, by_stage: Sequence[int], smaller: dict[tuple[int, Pair], Pair]
-) -> Restride | None:
-    """The new stride of one operation; None where it keeps its own."""
+    transition: Transition, analysis: Analysis, by_stage: Sequence[int], smaller: dict[tuple[int, Grid], Grid]
+) -> Restride | Resize | None:
+    """The new strides of one operation, or the scale of the size it is told; None where it keeps its own."""
     source, target = by_stage[transition.source], by_stage[transition.target]
-    stride = transition.student_stride(source, target)
+    if transition.operator == "resize":
+        told = target if transition.size_stage is None else by_stage[transition.size_stage]
+        return None if told == target else Resize(Fraction(target, told))
+    strides = transition.student_strides(source, target)
     entrance = _entrance(transition, analysis)
-    if transition.operator == "resize" or (stride == transition.stride and entrance not in smaller):
+    if strides == transition.strides and entrance not in smaller:
         return None
-    grid = smaller.get(entrance) or _coarse(entrance[1], target)
-    if transition.operator == "convolution" and stride < 1:
-        return Restride(Fraction(1), grid, enlarge=int(1 / stride))
-    return Restride(stride, grid)
+    return Restride(strides, smaller.get(entrance) or coarse(entrance[1], target), transition.axes)
 
 
 def _verify(analysis: Analysis, student: GraphModule, record: GraphRecord) -> None:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from redistill.tracing.skeleton import build_graph_module
 from redistill.tracing.tracer import trace_graph
 
+_LAYERS: dict[int, tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], type[_BatchNorm]]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d),
+    2: (nn.Conv2d, nn.BatchNorm2d),
+    3: (nn.Conv3d, nn.BatchNorm3d),
+}
+
 
 class REDBlock(nn.Module):
     """y = x * sigmoid(BN(conv1x1(x))) + ReLU6(BN(conv3x3(x))), shape (B, C, H, W) kept (ReDistill, section 3.2).
+
+    On a grid of ``dims`` axes, 1 to 3: (B, C, L), (B, C, H, W) or (B, C, D, H, W).
 
     ``init="gentle"`` opens the gate (sigmoid of 4) and quietens the residual, so that y is close to x and features
     inherited from the teacher survive; ``init="default"`` is the paper's, PyTorch's own initialisation.
@@ -24,12 +33,15 @@ class REDBlock(nn.Module):
         residual_kernel: int = 3,
         init: str = "gentle",
         device: torch.device | None = None,
+        dims: int = 2,
     ) -> None:
         super().__init__()
-        self.gate_conv = nn.Conv2d(channels, channels, gate_kernel, padding=gate_kernel // 2, device=device)
-        self.gate_norm = nn.BatchNorm2d(channels, device=device)
-        self.residual_conv = nn.Conv2d(channels, channels, residual_kernel, padding=residual_kernel // 2, device=device)
-        self.residual_norm = nn.BatchNorm2d(channels, device=device)
+        conv, norm = _LAYERS[dims]
+        self.channels, self.dims = channels, dims
+        self.gate_conv = conv(channels, channels, gate_kernel, padding=gate_kernel // 2, device=device)
+        self.gate_norm = norm(channels, device=device)
+        self.residual_conv = conv(channels, channels, residual_kernel, padding=residual_kernel // 2, device=device)
+        self.residual_norm = norm(channels, device=device)
         self.activation = nn.ReLU6(inplace=True)
         if init == "gentle":
             self._start_near_identity()
@@ -48,6 +60,6 @@ class REDBlock(nn.Module):
 
 def trace_block(block: REDBlock) -> GraphModule:
     """The block as a graph, to be laid into a student's graph."""
-    inputs = (torch.empty(1, block.gate_conv.in_channels, 8, 8),)
+    inputs = (torch.empty(1, block.channels, *[8] * block.dims),)
     graph, _, skeleton = trace_graph(block, inputs)
     return build_graph_module(block, graph, skeleton)

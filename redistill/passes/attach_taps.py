@@ -27,6 +27,7 @@ class TapOrder:
     channels: int
     module: str
     side: str
+    dims: int = 2
 
 
 class AttachTapsPass(PassBase):
@@ -51,7 +52,7 @@ class AttachTapsPass(PassBase):
 
 def _lay(graph_module: GraphModule, node: Node, order: TapOrder, init: str) -> None:
     device = next((p.device for p in graph_module.parameters()), torch.device("cpu"))
-    block = REDBlock(order.channels, init=init, device=device)
+    block = REDBlock(order.channels, init=init, device=device, dims=order.dims)
     block.train(graph_module.training)
     path = f"{RED}.{order.name}"
     readers = [user for user in node.users if order.side == "out" or _is_inside(user, order.module)]

@@ -1,102 +1,150 @@
-"""Geometry: give a convolution or pool a new stride and padding so that its output has the side wanted."""
+"""Geometry: give a sliding operation new strides and paddings so that its output has the sides wanted.
+
+Nothing of the input may be lost on the way: what is cropped from the end of an output is never more than what padding
+made, or less than one stride.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from torch import nn
 
 from redistill.errors import PlanError
-from redistill.tracing.operators import is_convolution, is_pool, is_transposed_convolution
-
-Pair = tuple[int, int]
+from redistill.internal.text import format_shape
+from redistill.tracing.windows import Sides, Window
 
 
 class UnreachableGridError(PlanError):
     """An operation cannot make a side as long as wanted; without padding a coarser grid loses more at its border."""
 
-    def __init__(self, module: nn.Module, axis: int, wanted: int, largest: int) -> None:
-        super().__init__(f"no padding lets {module} make a map of side {wanted}; the largest side is {largest}")
-        self.axis = axis
+    def __init__(self, name: str, axis: int, dims: int, wanted: int, largest: int) -> None:
+        super().__init__(f"no padding lets {name} make a map of side {wanted}; the largest side is {largest}")
+        self.axis, self.dims = axis, dims
         self.largest = largest
         self.node = ""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A module with its new stride and padding, and how much to crop from the end of each side of its output."""
+    """A window with its new stride and padding, and how much to crop from the end of each side of its output."""
 
-    module: nn.Module
-    crop: Pair = (0, 0)
+    window: Window
+    crop: Sides
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is a pool that has nothing left to pool."""
+        return self.window.kind == "pool" and set(self.window.kernel) == set(self.window.stride) == {1}
 
 
-def refit(module: nn.Module, stride: Fraction, source: Pair, target: Pair) -> Fit:
-    """A copy of ``module`` (weights shared) that takes maps of ``source`` height and width to ``target``.
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a window."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    output_padding: int
+
+    @property
+    def reach(self) -> int:
+        return self.dilation * (self.kernel - 1) + 1
+
+
+def refit(name: str, window: Window, strides: Sequence[Fraction], source: Sides, target: Sequence[int | None]) -> Fit:
+    """``window`` with ``strides``, padded so that it takes a map with sides ``source`` to one with sides ``target``.
 
     Args:
-        module: convolution, transposed convolution, max or average pool.
-        stride: input side over output side; for a transposed convolution at most 1.
-        source: height and width of the input.
-        target: height and width wanted.
+        name: what messages call the operation.
+        window: of a convolution, transposed convolution or pool.
+        strides: input side over output side, for each axis; for a transposed convolution at most 1.
+        source: sides of the input.
+        target: sides wanted; None leaves the axis as it is.
 
     Raises:
         UnreachableGridError: no padding leads there.
+        PlanError: a part of the input as long as a stride would be lost.
     """
-    if is_pool(module) and stride == 1 and _pair(module.kernel_size) == _pair(module.stride):
-        return Fit(nn.Identity())
-    fitted = copy.copy(module)
-    if is_transposed_convolution(module):
-        crop = _fit_transposed(fitted, int(1 / stride), source, target)
-    elif is_convolution(module):
-        crop = _fit_convolution(fitted, int(stride), source, target)
-    else:
-        crop = _fit_pool(fitted, int(stride), source, target)
-    return Fit(fitted, crop)
+    fit_axis = {"transposed": _fit_transposed, "convolution": _fit_convolution, "pool": _fit_pool}[window.kind]
+    axes, crops = [], []
+    for index, stride in enumerate(strides):
+        own, wanted = _axis(window, index), target[index]
+        try:
+            axis, crop = (own, 0) if wanted is None else fit_axis(own, window, stride, source[index], wanted)
+        except _UnreachableError as error:
+            raise UnreachableGridError(name, index, len(source), wanted or 0, error.largest) from None
+        except _LossyError as error:
+            raise PlanError(
+                f"{name} would lose the last {error.lost} of {source[index]} cells of a side of its "
+                f"{format_shape(source)} input, to make {wanted}"
+            ) from None
+        axes.append(axis)
+        crops.append(crop)
+    return Fit(_assemble(window, axes), tuple(crops))
 
 
-def widen(convolution: nn.Module, times: int) -> nn.Module:
+class _UnreachableError(Exception):
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+
+class _LossyError(Exception):
+    def __init__(self, lost: int) -> None:
+        self.lost = lost
+
+
+def _axis(window: Window, index: int) -> _Axis:
+    names = ("kernel", "stride", "padding", "dilation", "output_padding")
+    return _Axis(*(getattr(window, name)[index] for name in names))
+
+
+def _assemble(window: Window, axes: Sequence[_Axis]) -> Window:
+    return replace(
+        window,
+        kernel=tuple(a.kernel for a in axes),
+        stride=tuple(a.stride for a in axes),
+        padding=tuple(a.padding for a in axes),
+        output_padding=tuple(a.output_padding for a in axes),
+    )
+
+
+def widen(module: nn.Module, times: int, output_axis: int = 0) -> nn.Module:
     """A copy with ``times`` copies of each output channel side by side: shuffled into space they enlarge its output."""
-    widened: Any = copy.copy(convolution)
+    widened: Any = copy.copy(module)
     widened._parameters = dict(widened._parameters)
     widened.out_channels *= times
-    for name, value in convolution._parameters.items():
+    for name, value in module._parameters.items():
         if value is not None:
-            widened._parameters[name] = nn.Parameter(value.detach().repeat_interleave(times, 0), value.requires_grad)
+            axis = output_axis if value.dim() > 1 else 0
+            widened._parameters[name] = nn.Parameter(value.detach().repeat_interleave(times, axis), value.requires_grad)
     return widened  # type: ignore[no-any-return]
 
 
-def _fit_convolution(module: Any, stride: int, source: Pair, target: Pair) -> Pair:
-    module.stride = (stride, stride)
-    own_forward = type(module).forward is not nn.Conv2d.forward  # pads by itself, from the stride
-    if own_forward or isinstance(module.padding, str):
-        return 0, 0
-    sides = []
-    for axis in (0, 1):
-        reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
-        sizes = {p: (source[axis] + 2 * p - reach) // stride + 1 for p in range(reach)}
-        sides.append(_choose(sizes, module.padding[axis], target[axis], module, axis))
-    module.padding = (sides[0][0], sides[1][0])
-    module._reversed_padding_repeated_twice = [p for p, _ in reversed(sides) for _ in (0, 1)]
-    return sides[0][1], sides[1][1]
+def _fit_convolution(axis: _Axis, _: Window, stride: Fraction, source: int, target: int) -> tuple[_Axis, int]:
+    step = int(stride)
+    sizes = {p: (source + 2 * p - axis.reach) // step + 1 for p in range(axis.reach)}
+    padding, crop = _choose(sizes, axis.padding, target)
+    _check_seen(source, target, axis.reach, step, padding)
+    return replace(axis, stride=step, padding=padding), crop
 
 
-def _fit_pool(module: Any, stride: int, source: Pair, target: Pair) -> Pair:
-    kernel, before, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
-    covers = kernel == before  # a pool whose windows tile its input goes on tiling it
-    kernel = (stride, stride) if covers else (max(stride, kernel[0]), max(stride, kernel[1]))
-    dilation = _pair(getattr(module, "dilation", 1))
-    sides = []
-    for axis in (0, 1):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        sizes = {p: _pooled(source[axis], reach, stride, p, module.ceil_mode) for p in range(kernel[axis] // 2 + 1)}
-        sides.append(_choose(sizes, padding[axis], target[axis], module, axis))
-    module.kernel_size, module.stride = kernel, (stride, stride)
-    module.padding = (sides[0][0], sides[1][0])
-    return sides[0][1], sides[1][1]
+def _fit_pool(axis: _Axis, window: Window, stride: Fraction, source: int, target: int) -> tuple[_Axis, int]:
+    step = int(stride)
+    covers = axis.kernel == axis.stride  # a pool whose windows tile its input goes on tiling it
+    axis = replace(axis, kernel=step if covers else max(step, axis.kernel), stride=step)
+    if covers and step == 1:
+        return replace(axis, padding=0), 0
+    sizes = {p: _pooled(source, axis.reach, step, p, window.ceil_mode) for p in range(axis.kernel // 2 + 1)}
+    padding, crop = _choose(sizes, axis.padding, target)
+    _check_seen(source, target, axis.reach, step, padding)
+    return replace(axis, padding=padding), crop
 
 
 def _pooled(side: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> int:
@@ -107,30 +155,30 @@ def _pooled(side: int, reach: int, stride: int, padding: int, ceil_mode: bool) -
     return out - 1 if (out - 1) * stride >= side + padding else out  # the last window must start inside
 
 
-def _fit_transposed(module: Any, stride: int, source: Pair, target: Pair) -> Pair:
-    sides = []
-    for axis in (0, 1):
-        reach = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
-        extra = min(module.output_padding[axis], max(stride, module.dilation[axis]) - 1)
-        sizes = {p: (source[axis] - 1) * stride - 2 * p + reach + extra for p in range(reach)}
-        sides.append((*_choose(sizes, module.padding[axis], target[axis], module, axis), extra))
-    module.stride = (stride, stride)
-    module.padding = (sides[0][0], sides[1][0])
-    module.output_padding = (sides[0][2], sides[1][2])
-    return sides[0][1], sides[1][1]
+def _fit_transposed(axis: _Axis, _: Window, stride: Fraction, source: int, target: int) -> tuple[_Axis, int]:
+    step = int(1 / stride)
+    extra = min(axis.output_padding, max(step, axis.dilation) - 1)
+    sizes = {p: (source - 1) * step - 2 * p + axis.reach + extra for p in range(axis.reach)}
+    padding, crop = _choose(sizes, axis.padding, target)
+    if (source - 1) * step - padding >= target:
+        raise _LossyError(source - (target + padding - 1) // step - 1)
+    return replace(axis, stride=step, padding=padding, output_padding=extra), crop
 
 
-def _choose(sizes: dict[int, int], padding: int, wanted: int, module: nn.Module, axis: int) -> Pair:
-    """The padding nearest to the module's own that gives the side wanted, or a larger side and what to crop of it."""
+def _choose(sizes: dict[int, int], padding: int, wanted: int) -> tuple[int, int]:
+    """The padding nearest to the operation's own that gives the side wanted, or a larger side and what to crop."""
     best = min(
         (p for p, size in sizes.items() if size >= wanted),
         key=lambda p: (sizes[p] - wanted, abs(p - padding)),
         default=None,
     )
     if best is None:
-        raise UnreachableGridError(module, axis, wanted, max(sizes.values()))
+        raise _UnreachableError(max(sizes.values()))
     return best, sizes[best] - wanted
 
 
-def _pair(value: Any) -> Pair:
-    return (int(value), int(value)) if isinstance(value, int) else tuple(value)
+def _check_seen(source: int, target: int, reach: int, stride: int, padding: int) -> None:
+    """No more than a convolution's own rounding may go unseen at the end."""
+    lost = source - ((target - 1) * stride - padding + reach)
+    if lost >= max(stride, 2):
+        raise _LossyError(lost)

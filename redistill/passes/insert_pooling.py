@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from operator import getitem
 from typing import Any
@@ -15,29 +16,52 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
+from redistill.internal.text import format_shape
 from redistill.memory.recording import ShapeInterpreter
-from redistill.passes.geometry import Pair, UnreachableGridError, refit, widen
-from redistill.tracing.operators import name_of
+from redistill.passes.enlarging import scale_size, shuffle
+from redistill.passes.geometry import Fit, UnreachableGridError, refit, widen
+from redistill.tracing.operators import name_of, slices_of
+from redistill.tracing.windows import Sides, Window, read_window, sliding_kind, with_own_padding, write_window
 
 RESTRIDE = "restride"
 
 
 @dataclass(frozen=True)
 class Restride:
-    """What a plan asks of an operation: the stride (input side over output side) and the grid of its output.
+    """What a plan asks of an operation: for each of ``axes`` its stride (input side over output side) and output side.
 
-    With ``enlarge`` a convolution runs at stride 1 and its output is enlarged so many times: the tail of a denoiser or
-    segmenter, which must return to the teacher's grid. It gets ``enlarge ** 2`` times its channels, which a pixel
-    shuffle lays out in space (Shi et al. 2016, arXiv 1609.05158): no more memory than the output needs, and unlike
-    plain upsampling able to fill in detail. At first the copies of a channel are equal, which is nearest upsampling.
+    A convolution asked for a stride below 1 keeps to its input's grid and its output is enlarged: the tail of a
+    denoiser or segmenter, which must return to the teacher's grid. It gets as many times its channels, which a pixel
+    shuffle lays out in space: no more memory than the output needs, and unlike plain upsampling able to fill in
+    detail. At first the copies of a channel are equal, which is nearest upsampling.
     """
 
-    stride: Fraction
-    target: Pair
-    enlarge: int = 1
+    strides: tuple[Fraction, ...]
+    target: Sides
+    axes: Sides = (-2, -1)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """What a plan asks of an operation that is told its size: the size it is told, over ``ratio``."""
+
+    ratio: Fraction
+
+
+class MisfitError(PlanError):
+    """The rewritten graph does not fit together at ``node``."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        called = node.target if isinstance(node.target, str) else name_of(node)
+        super().__init__(
+            f"the rewritten graph does not fit together at {node.name} ({called}): {reason}; choose pooling factors "
+            "that divide its grids, or an input whose sides they divide"
+        )
+        self.node = node.name
 
 
 class InsertPoolingPass(PassBase):
@@ -98,41 +122,115 @@ class _Rewriter(ShapeInterpreter):
         try:
             return super().run_node(n)
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            called = n.target if isinstance(n.target, str) else name_of(n)
-            raise PlanError(
-                f"the rewritten graph does not fit together at {n.name} ({called}): {reason}; choose pooling factors "
-                "that divide its grids, or an input whose sides they divide"
-            ) from error
+            raise MisfitError(n, str(error).partition("\n")[0]) from error
 
-    def _rewrite(self, node: Node, order: Restride) -> None:
-        if node.op == "call_function" or isinstance(self._module(node), nn.Upsample):
+    def _rewrite(self, node: Node, order: Restride | Resize) -> None:
+        if isinstance(order, Resize):
+            self._resize(node, order)
+        elif sliding_kind(node, self._module(node)) is not None:
+            self._reslide(node, order)
+        elif slices_of(node) is not None:
+            _restep(node, order)
+        else:
             self._rescale(node, order)
-            return
-        source = tuple(self.env[node.all_input_nodes[0]].shape[-2:])
-        small = (-(-order.target[0] // order.enlarge), -(-order.target[1] // order.enlarge))
+
+    def _reslide(self, node: Node, order: Restride) -> None:
+        """New strides and paddings for a convolution or pool, and what enlarges and crops its output."""
+        module = self._module(node)
+        own = read_window(node, module, lambda weight: self.env[weight].shape[2:])
+        dims = len(own.stride)
+        strides: list[Fraction] = [Fraction(s) for s in own.stride]
+        times = [1] * dims
+        target: list[int | None] = [None] * dims
+        for axis, stride, side in zip(order.axes, order.strides, order.target, strict=True):
+            times[axis] = _enlargement(own, axis, stride)
+            strides[axis], target[axis] = stride * times[axis], -(-side // times[axis])
+        fit = self._fit(node, own, strides, target)
+        changed = self._write(node, fit, math.prod(times))
+        last = self._crop(changed, fit.crop)
+        if math.prod(times) > 1:
+            last = self._enlarge(last, node.name, times)
+            sides = [0] * dims
+            for axis, side in zip(order.axes, order.target, strict=True):
+                sides[axis] = -side % times[axis]
+            self._crop(last, sides)
+
+    def _fit(self, node: Node, own: Window, strides: Sequence[Fraction], target: Sequence[int | None]) -> Fit:
+        """The fit; a class that pads by itself keeps its own padding if that leads to the grid wanted."""
+        source = tuple(self.env[node.all_input_nodes[0]].shape[-len(strides) :])
+        called = str(self._module(node) or name_of(node))
         try:
-            fit = refit(self._module(node), order.stride, source, small)
+            fit = refit(called, own, strides, source, target)
         except UnreachableGridError as error:
             error.node = node.name
-            raise
-        with unset_fake_temporarily():  # new weights are real ones
-            module = fit.module if order.enlarge == 1 else widen(fit.module, order.enlarge**2)
-        self._set_module(node, module)
-        last = node
-        if any(fit.crop):
-            index: Any = (..., *(slice(None, -c or None) for c in fit.crop))
-            last = self._append(last, lambda graph: graph.call_function(getitem, (node, index)))
-        if order.enlarge > 1:
-            path = self._free_path(f"{node.name}_upsampling")
-            self.graph_module.add_submodule(path, nn.PixelShuffle(order.enlarge))
-            self._append(last, lambda graph: graph.call_module(path, (last,)))
+            if not own.pads_itself:
+                raise
+            fit = Fit(replace(own, stride=tuple(int(s) for s in strides)), (0,) * len(strides))
+        if not own.pads_itself:
+            return fit
+        kept = Fit(with_own_padding(fit.window, own), (0,) * len(strides))
+        for candidate in (kept, fit):
+            sides = self._sides_of(node, candidate)
+            if all(t is None or side - c == t for side, c, t in zip(sides, candidate.crop, target, strict=True)):
+                return candidate
+        raise MisfitError(node, f"its own padding makes a map of {format_shape(self._sides_of(node, kept))}")
 
-    def _module(self, node: Node) -> nn.Module:
-        return self.graph_module.get_submodule(str(node.target))
+    def _sides_of(self, node: Node, fit: Fit) -> Sides:
+        """The sides that the node's module makes of its real input with this window."""
+        module = write_window(node, self._module(node), fit.window)
+        assert module is not None, "a function has no forward of its own"
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        return tuple(module(*args, **kwargs).shape[-len(fit.crop) :])
+
+    def _write(self, node: Node, fit: Fit, times: int) -> Node:
+        """Put the window into the node; its output gets ``times`` the channels."""
+        if fit.is_identity:
+            self._set_module(node, nn.Identity())
+            return node
+        module = write_window(node, self._module(node), fit.window)
+        transposed = fit.window.kind == "transposed"
+        if module is None:
+            if times > 1:
+                self._widen_function(node, times, int(transposed))
+            return node
+        with unset_fake_temporarily():  # new weights are real ones
+            self._set_module(node, module if times == 1 else widen(module, times, int(transposed)))
+        return node
+
+    def _widen_function(self, node: Node, times: int, output_axis: int) -> None:
+        """Let a functional convolution read each of its output channels so many times."""
+        kwargs = dict(node.kwargs)
+        for name, axis in (("weight", output_axis), ("bias", 0)):
+            own = kwargs.get(name)
+            if isinstance(own, Node):
+                with node.graph.inserting_before(node):
+                    copies = node.graph.call_function(torch.repeat_interleave, (own, times, axis))
+                self.env[copies] = torch.repeat_interleave(self.env[own], times, axis)
+                kwargs[name] = copies
+        node.kwargs = kwargs
+
+    def _enlarge(self, node: Node, name: str, times: Sequence[int]) -> Node:
+        path = self._free_path(f"{name}_upsampling")
+        self.graph_module.add_submodule(path, shuffle(times))
+        return self._append(node, lambda graph: graph.call_module(path, (node,)))
+
+    def _crop(self, node: Node, excess: Sequence[int]) -> Node:
+        """Leave out so many cells at the end of each side."""
+        if not any(excess):
+            return node
+        index: Any = (..., *(slice(None, -e or None) for e in excess))
+        return self._append(node, lambda graph: graph.call_function(getitem, (node, index)))
+
+    def _module(self, node: Node) -> nn.Module | None:
+        return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _set_module(self, node: Node, module: nn.Module) -> None:
         """Put ``module`` in place of the node's; beside it, if other nodes call the old one."""
+        if node.op != "call_module":
+            path = self._free_path(f"{node.name}_on_the_grid")
+            node.op, node.target, node.args, node.kwargs = "call_module", path, (node.all_input_nodes[0],), {}
+            self.graph_module.add_submodule(path, module)
+            return
         path = str(node.target)
         if self.calls.get(path, 0) > 1:
             self.calls[path] -= 1
@@ -147,17 +245,48 @@ class _Rewriter(ShapeInterpreter):
 
     def _rescale(self, node: Node, order: Restride) -> None:
         """A new scale for an interpolation, which is left out where nothing is to be enlarged."""
-        if order.stride == 1:
+        if set(order.strides) == {1}:
             node.replace_all_uses_with(node.all_input_nodes[0])
             return
-        scale = float(1 / order.stride)
-        if node.op == "call_function":
+        module = self._module(node)
+        own: Any = node.kwargs.get("scale_factor", node.args[2] if len(node.args) > 2 else None)
+        own = own if module is None else module.scale_factor
+        dims = self.env[node.all_input_nodes[0]].dim() - 2
+        scales = [float(s) for s in (own if isinstance(own, tuple | list) else [own] * dims)]
+        for axis, stride in zip(order.axes, order.strides, strict=True):
+            scales[axis] = float(1 / stride)
+        scale: Any = scales[0] if len(set(scales)) == 1 else tuple(scales)
+        if module is None:
             node.kwargs = {**node.kwargs, "scale_factor": scale}
             node.args = node.args[:2] if len(node.args) < 3 else (*node.args[:2], scale, *node.args[3:])
         else:
-            enlarging = copy.copy(self._module(node))
-            enlarging.scale_factor = scale  # type: ignore[assignment]
+            enlarging = copy.copy(module)
+            enlarging.scale_factor = scale
             self._set_module(node, enlarging)
+        self._crop_rounding(node, order, dims, scales)
+
+    def _crop_rounding(self, node: Node, order: Restride, dims: int, scales: Sequence[float]) -> None:
+        """A coarse side, rounded up, enlarges to a little more than the side it came from."""
+        excess = [0] * dims
+        for axis, side in zip(order.axes, order.target, strict=True):
+            made = math.floor(self.env[node.all_input_nodes[0]].shape[axis] * scales[axis])
+            excess[axis] = made - side if 0 < made - side < scales[axis] else 0
+        self._crop(node, excess)
+
+    def _resize(self, node: Node, order: Resize) -> None:
+        """Scale every size the node is told: whatever it reads beside its first input."""
+        source, (over, times) = node.all_input_nodes[0], order.ratio.as_integer_ratio()
+
+        def scaled(size: Node) -> Node:
+            if size is source:
+                return size
+            with node.graph.inserting_before(node):
+                found = node.graph.call_function(scale_size, (size, times, over))
+            self.env[found] = scale_size(self.env[size], times, over)
+            return found
+
+        args, kwargs = map_arg((node.args, node.kwargs), scaled)
+        node.args, node.kwargs = args, kwargs
 
     def _append(self, node: Node, create: Callable[[Graph], Node]) -> Node:
         """Insert a node after ``node`` that takes over its users."""
@@ -166,3 +295,20 @@ class _Rewriter(ShapeInterpreter):
         successor.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
         node.replace_all_uses_with(successor, delete_user_cb=lambda user: user is not successor)
         return successor
+
+
+def _enlargement(own: Window, axis: int, stride: Fraction) -> int:
+    """How many times the output must be enlarged, for the window itself cannot: a finer grid than its own stride's."""
+    if own.kind == "convolution":
+        return stride.denominator
+    if own.kind == "transposed" and 1 / stride > max(own.kernel[axis], own.stride[axis]):
+        return int(1 / stride / own.stride[axis])
+    return 1
+
+
+def _restep(node: Node, order: Restride) -> None:
+    """New steps for a strided slice."""
+    steps = list(slices_of(node) or ())
+    for axis, stride in zip(order.axes, order.strides, strict=True):
+        steps[axis] = slice(None, None, int(stride))
+    node.args = (node.args[0], tuple(steps))

@@ -3,16 +3,16 @@ strided shortcut), and the maps on either side of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from redistill.planning.stages import StageGraph, Transition, common_path, is_map
+from redistill.planning.stages import Grid, StageGraph, Transition, common_path
 from redistill.tracing import operators
 
-Grid = tuple[int, int]
 SIDES = ("in", "out")
 
 
@@ -98,13 +98,15 @@ class Places:
     def _width(self, crossing: Crossing) -> int:
         """Values on both sides; the image at a stem does not count, for it is not tapped."""
         grids = {side: grid_of(crossing, side, self.stages) for side in SIDES if crossing.has(side)}
-        return sum(crossing.channels(side) * grid[0] * grid[1] for side, grid in grids.items())
+        return sum(crossing.channels(side) * math.prod(grid) for side, grid in grids.items())
 
     def _candidate(self, path: str, transition: Transition) -> Crossing | None:
         entering, leaving = self.maps(path, "in"), self.maps(path, "out")
         if len(entering) != 1 or len(leaving) != 1:
             return None
         (source,), (target,) = entering, leaving
+        if not (self.is_tappable(source) and self.is_tappable(target)):
+            return None
         stage_of = self.stages.stage_of
         if (stage_of.get(source.name), stage_of.get(target.name)) != (transition.source, transition.target):
             return None
@@ -113,8 +115,15 @@ class Places:
             source.name, target.name, self._shape(source)[1], self._shape(target)[1],
         )  # fmt: skip
 
+    def is_tappable(self, node: Node) -> bool:
+        """Whether a RED block can be laid there: a batch of maps, channels before the sides of their grid."""
+        axes = self.stages.growth.axes(node.name)
+        return (
+            len(axes) in (1, 2, 3) and axes == tuple(range(-len(axes), 0)) and len(self._shape(node)) == len(axes) + 2
+        )
+
     def _is_map(self, node: Node) -> bool:
-        return is_map(self._shape(node)) and node.name in self.stages.stage_of
+        return bool(self.stages.growth.axes(node.name)) and node.name in self.stages.stage_of
 
     def _shape(self, node: Node) -> Any:
         return self.stages.record.values.get(node.name)

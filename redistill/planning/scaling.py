@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, lifetimes
-from redistill.memory.recording import GraphRecord, Operation
+from redistill.memory.recording import GraphRecord, Storage
 from redistill.planning.crossings import SIDES, Crossing
+from redistill.planning.growth import growth_exponent
 from redistill.planning.red_overhead import red_overhead
 from redistill.planning.search import FACTORS, ConditionalRows, Matrix, PlanningProblem
-from redistill.planning.stages import StageGraph, growth_exponent
+from redistill.planning.stages import StageGraph, coarse
 from redistill.planning.taps import tap_activity, tap_name
 
 
@@ -51,16 +53,24 @@ class ScalingModel:
     def sizes(self, buffer: Buffer) -> tuple[int | None, np.ndarray]:
         """The stage a buffer belongs to (None if it does not scale) and its bytes at each of the stage's factors."""
         stage = self.stages.stage_of.get(buffer.node)
-        exponent = growth_exponent(buffer.bytes, self._grown.get(buffer.storage, buffer.bytes))
-        if stage is None or exponent == 0:
+        large = self._grown.get(buffer.storage)
+        if stage is None or large is None:
             return None, np.empty(0)
-        grid = buffer.shape[2:] if len(buffer.shape) == 4 and exponent == 1 else self.stages.stages[stage].grid
-        return stage, _whole(buffer.bytes * self._shares(stage, grid) ** exponent)
+        grid = _grown_sides(buffer.shape, large.shape)
+        if grid and growth_exponent(buffer.bytes, large.bytes, len(grid)) == 1:
+            return stage, _whole(buffer.bytes * self._shares(stage, grid))
+        exponent = self._exponent(stage, buffer.bytes, large.bytes)
+        if exponent == 0:
+            return None, np.empty(0)
+        return stage, _whole(buffer.bytes * self._shares(stage) ** exponent)
 
-    def _shares(self, stage: int, grid: Sequence[int]) -> np.ndarray:
-        """The part of a grid's cells that is left at each factor, sides rounded up as padded convolutions do."""
-        height, width = grid
-        return np.array([-(-height // d) * -(-width // d) / (height * width) for d in self.choices[stage]])
+    def _exponent(self, stage: int, small: int, large: int) -> float:
+        return float(growth_exponent(small, large, len(self.stages.stages[stage].grid)))
+
+    def _shares(self, stage: int, grid: Sequence[int] | None = None) -> np.ndarray:
+        """The part of a grid's cells that is left at each factor; of the stage's own grid if none is given."""
+        sides = self.stages.stages[stage].grid if grid is None else grid
+        return np.array([math.prod(coarse(sides, d)) / math.prod(sides) for d in self.choices[stage]])
 
     def _add_transients(self, constant: np.ndarray, usage: tuple[Matrix, ...]) -> None:
         for step, operation in enumerate(self.stages.record.operations):
@@ -68,21 +78,18 @@ class ScalingModel:
             if stage is None:
                 constant[step] += operation.transient_bytes
             else:
-                exponent = growth_exponent(operation.transient_bytes, self._operation_grown(step).transient_bytes)
-                shares = self._shares(stage, self.stages.stages[stage].grid) ** exponent
+                larger = self.stages.grown.operations[step].transient_bytes
+                shares = self._shares(stage) ** self._exponent(stage, operation.transient_bytes, larger)
                 usage[stage][:, step] += _whole(operation.transient_bytes * shares)
-
-    def _operation_grown(self, step: int) -> Operation:
-        return self.stages.grown.operations[step]
 
     def _macs(self) -> tuple[np.ndarray, ...]:
         totals = tuple(np.zeros(len(c)) for c in self.choices)
         by_input = {t.node: t.source for t in self.stages.transitions if t.operator == "transposed"}
         for step, operation in enumerate(self.stages.record.operations):
             stage = by_input.get(operation.node, self.stages.stage_of.get(operation.node))
-            exponent = growth_exponent(operation.macs, self._operation_grown(step).macs)
-            if stage is not None and exponent:
-                totals[stage][:] += operation.macs * self._shares(stage, self.stages.stages[stage].grid) ** exponent
+            if stage is not None and operation.macs:
+                exponent = self._exponent(stage, operation.macs, self.stages.grown.operations[step].macs)
+                totals[stage][:] += operation.macs * self._shares(stage) ** exponent if exponent else 0
         return totals
 
     def _legal(self) -> dict[tuple[int, int], np.ndarray]:
@@ -111,9 +118,9 @@ class ScalingModel:
         """Bytes of the tapped map at each factor of its stage."""
         operation = self.stages.record.operations[self.step_of[crossing.node(side)]]
         storages = self.stages.record.storages
-        per_value = next(s.bytes / max(1, int(np.prod(s.shape))) for s in storages if s.is_input and len(s.shape) == 4)
-        stage = crossing.stage(side)
-        return _whole(float(np.prod(operation.shape)) * per_value * self._shares(stage, operation.shape[2:]))
+        own = storages[(*operation.creates, *operation.reads)[0]]
+        per_value = own.bytes / max(1, math.prod(own.shape))
+        return _whole(math.prod(operation.shape) * per_value * self._shares(crossing.stage(side), operation.shape[2:]))
 
 
 def candidate_factors(stages: StageGraph, restore_deepest: bool = True) -> tuple[tuple[int, ...], ...]:
@@ -122,11 +129,11 @@ def candidate_factors(stages: StageGraph, restore_deepest: bool = True) -> tuple
     Restoring the grid of the deepest stage keeps what the teacher's head has learnt to read.
     """
     inner = [s for s in stages.free if s.fixed is None]
-    deepest = min(inner, key=lambda s: (s.grid[0] * s.grid[1], -s.index), default=None)
+    deepest = min(inner, key=lambda s: (math.prod(s.grid), -s.index), default=None)
     return tuple(
         (1,)
         if stage.fixed or stage.boundary or (restore_deepest and stage is deepest)
-        else tuple(d for d in FACTORS if d <= min(stage.grid))
+        else tuple(d for d in FACTORS if d <= min((side for side in stage.grid if side > 1), default=1))
         for stage in stages.stages
     )
 
@@ -137,11 +144,14 @@ def _whole(sizes: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _match_storages(record: GraphRecord, grown: GraphRecord) -> dict[int, int]:
-    """Bytes at the larger size for each storage of ``record``, matched by the node that makes it."""
-    larger: dict[tuple[str, int], int] = {}
-    for key, index in _keys(grown):
-        larger[key] = grown.storages[index].bytes
+def _grown_sides(small: Sequence[int], large: Sequence[int]) -> tuple[int, ...]:
+    """The sides of a shape that are longer in the other."""
+    return tuple(s for s, g in zip(small, large, strict=True) if s != g) if len(small) == len(large) else ()
+
+
+def _match_storages(record: GraphRecord, grown: GraphRecord) -> dict[int, Storage]:
+    """The same storage at the larger size for each storage of ``record``, matched by the node that makes it."""
+    larger = {key: grown.storages[index] for key, index in _keys(grown)}
     return {index: larger[key] for key, index in _keys(record) if key in larger}
 
 

@@ -3,34 +3,30 @@
 How a node scales is not guessed from its type but seen: the graph runs once more on fake tensors at twice the size.
 What grows four-fold belongs to a grid, what grows sixteen-fold (attention scores) to its square, what does not grow is
 free of it; where the graph fails at the other size (a flatten of fixed length, a position embedding) a grid is fixed.
+Grids have one, two or three axes, wherever in a tensor's shape they lie.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import networkx as nx
 import torch
-import torch.nn.functional as F
 from networkx.utils import UnionFind
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from redistill.memory.recording import GraphRecord, Shape, probe_graph, record_graph
+from redistill.memory.recording import GraphRecord, probe_graph, record_graph
+from redistill.planning.growth import Axes, Growth, grown_shapes
+from redistill.planning.tails import find_tails
 from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
+from redistill.tracing.windows import sliding_kind
 
-_MOVERS = {
-    "convolution": operators.is_convolution,
-    "pool": operators.is_pool,
-    "transposed": operators.is_transposed_convolution,
-}
-GROWTH = 2  # the second run has sides this many times as long
+Grid = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,44 +39,66 @@ class Stage:
 
     index: int
     name: str
-    grid: tuple[int, int]
+    grid: Grid
     nodes: tuple[str, ...]
     fixed: str | None = None
     boundary: bool = False
     output: str = ""
     pre_activation: str = ""
 
-    def student_grid(self, factor: int) -> tuple[int, int]:
+    def student_grid(self, factor: int) -> Grid:
         """The grid at a pooling factor: sides divided, rounded up as padded convolutions do."""
-        return -(-self.grid[0] // factor), -(-self.grid[1] // factor)
+        return coarse(self.grid, factor)
+
+
+def coarse(grid: Sequence[int], factor: int) -> Grid:
+    """A grid whose every side is divided by ``factor``, rounded up."""
+    return tuple(-(-side // factor) for side in grid)
+
+
+_CAN_TAKE: dict[
+    str, Callable[[Fraction], bool]
+] = {  # what an operation may be asked for on each axis: input side over output side
+    "convolution": lambda stride: stride.denominator == 1,
+    "pool": lambda stride: stride.denominator == 1,
+    "slice": lambda stride: stride.denominator == 1,
+    "transposed": lambda stride: stride.numerator == 1,
+    "interpolate": lambda stride: stride.numerator == 1 or stride.denominator == 1,
+    "resize": lambda stride: True,
+}
 
 
 @dataclass(frozen=True)
 class Transition:
-    """An operation that moves from one stage to another; ``stride`` is input side over output side (1/2 upsamples)."""
+    """An operation that moves from one stage to another.
+
+    ``strides`` are input side over output side (1/2 upsamples) for each of ``axes``, the axes of its output that are
+    sides of the grid, counted from the end; ``size_stage`` is the stage that a resize is told its size by.
+    """
 
     node: str
     module: str
     kind: str  # stem, down, up, same or tail
     source: int
     target: int
-    stride: Fraction
-    operator: str  # convolution, pool, transposed, interpolate, resize
+    strides: tuple[Fraction, ...]
+    operator: str  # convolution, pool, transposed, slice, interpolate, resize
+    axes: Axes = (-2, -1)
+    size_stage: int | None = None
 
-    def student_stride(self, source_factor: int, target_factor: int) -> Fraction:
-        """The stride that takes the source's coarser grid to the target's."""
-        return self.stride * target_factor / source_factor
+    @property
+    def stride(self) -> Fraction:
+        """The stride, where it is the same along all axes; the largest otherwise."""
+        return max(self.strides)
+
+    def student_strides(self, source_factor: int, target_factor: int) -> tuple[Fraction, ...]:
+        """The strides that take the source's coarser grid to the target's."""
+        return tuple(stride * target_factor / source_factor for stride in self.strides)
 
     def is_legal(self, source_factor: int, target_factor: int) -> bool:
-        """Whether the pass can give the operation that stride, adding an upsampling after a tail if need be."""
-        stride = self.student_stride(source_factor, target_factor)
-        if self.operator == "resize":
-            return True
-        if self.operator == "transposed":
-            return stride.numerator == 1
-        if self.operator == "interpolate" or self.kind == "tail":
-            return stride.numerator == 1 or stride.denominator == 1
-        return stride.denominator == 1
+        """Whether the pass can give the operation those strides, adding an upsampling after a tail if need be."""
+        can_take = _CAN_TAKE["interpolate" if self.kind == "tail" and self.operator != "resize" else self.operator]
+        return all(can_take(s) for s in self.student_strides(source_factor, target_factor))
 
 
 @dataclass(frozen=True)
@@ -90,8 +108,13 @@ class StageGraph:
     stages: tuple[Stage, ...]
     transitions: tuple[Transition, ...]
     record: GraphRecord
-    grown: GraphRecord = field(repr=False)
+    growth: Growth = field(repr=False)
     stage_of: dict[str, int] = field(repr=False)
+
+    @property
+    def grown(self) -> GraphRecord:
+        """The record at twice the size."""
+        return self.growth.grown
 
     @property
     def free(self) -> tuple[Stage, ...]:
@@ -109,37 +132,26 @@ class StageGraph:
 def find_stages(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None) -> StageGraph:
     """Partition ``graph_module`` into stages and transitions; the graph is only read."""
     record = record_graph(graph_module, inputs, dtype)
-    larger = [torch.empty(_grown_shape(x), dtype=x.dtype) for x in inputs]
+    shapes, rank = grown_shapes(graph_module, inputs)
+    larger = [torch.empty(shape, dtype=x.dtype, device="meta") for shape, x in zip(shapes, inputs, strict=True)]
     grown, blocked = probe_graph(graph_module, larger, record, dtype)
-    return _Partition(graph_module, record, grown, blocked).result()
-
-
-def _grown_shape(tensor: Tensor) -> tuple[int, ...]:
-    shape = Shape(tensor.shape)
-    return (*shape[:2], *(GROWTH * side for side in shape[2:])) if is_map(shape) else shape
-
-
-def is_map(shape: Any) -> bool:
-    """Whether ``shape`` is that of a batch of feature maps, (B, C, H, W)."""
-    return isinstance(shape, Shape) and len(shape) == 4
+    return _Partition(graph_module, Growth(record, grown, rank), blocked).result()
 
 
 class _Partition:
     """One walk over the graph in data-flow order, uniting what shares a grid."""
 
-    def __init__(
-        self, graph_module: GraphModule, record: GraphRecord, grown: GraphRecord, blocked: dict[str, str]
-    ) -> None:
+    def __init__(self, graph_module: GraphModule, growth: Growth, blocked: dict[str, str]) -> None:
         self.graph = graph_module.graph
         self.modules = operators.modules_of(graph_module)
-        self.record, self.grown, self.blocked = record, grown, blocked
+        self.growth, self.record, self.blocked = growth, growth.record, blocked
         self.sets: UnionFind[Node] = UnionFind()
         self.labels: dict[Node, Node] = {}
-        self.crossings: list[tuple[Node, Node, str, str]] = []  # node, source, kind, operator
+        self.crossings: list[tuple[Node, Node, str, str, Node | None]] = []  # node, source, kind, operator, size
         self.fixed: dict[Node, str] = {}
         self.inputs: list[Node] = []
-        self.tails = self._find_tails()
-        self.outputs: list[Node] = []
+        self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
+        self.tails = find_tails(graph_module, self.modules, growth)
 
     def result(self) -> StageGraph:
         """Walk, then number the sets found."""
@@ -147,29 +159,29 @@ class _Partition:
             if not is_guard_only(node):
                 self._visit(node)
         self.sets.union(*self.inputs)
+        self._share_calls()
         return self._number()
 
-    def _scales(self, node: Node) -> bool:
-        """Whether the value of ``node`` (a tensor's shape, or a size) depends on the size of the input."""
-        return bool(self.record.values.get(node.name) != self.grown.values.get(node.name))
-
     def _is_map(self, node: Node) -> bool:
-        return is_map(self.record.values.get(node.name)) and self._scales(node)
+        return bool(self.growth.axes(node.name))
+
+    def _module(self, node: Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def _visit(self, node: Node) -> None:
         sources = [n for n in node.all_input_nodes if n in self.labels]
         if node.op == "output":
-            self.outputs = [n for n in sources if self._is_map(n)]
-            for source in self.outputs:
+            for source in sources:
                 self.fixed.setdefault(source, "it is an output")
         elif node.name in self.blocked:
             for source in sources:
                 self.fixed.setdefault(source, f"{node.name} ({operators.module_path(node)}) needs this very size")
-        elif not self._scales(node):
+        elif not self.growth.scales(node.name):
             return
         elif node.op == "placeholder":
             self.labels[node] = node
             self.inputs.append(node)
+            self.raw.add(node)
             self.fixed[node] = "it is the input"
         else:
             self._label(node, sources)
@@ -178,83 +190,82 @@ class _Partition:
         self.labels[node] = node
         self.sets[node]
         operator = self._transition_operator(node)
+        if self._stays_raw(node, sources):
+            self.raw.add(node)
         if operator is None or not sources:
             self.sets.union(node, *sources)
             return
-        source = sources[0]
-        self.crossings.append((node, source, self._kind(node, source), operator))
-        if operator == "resize":  # the size asked for says whose grid the output shares
-            self.sets.union(node, *sources[1:])
+        source, sizes = sources[0], sources[1:] if operator == "resize" else []
+        self.crossings.append((node, source, self._kind(node, source), operator, next(iter(sizes), None)))
+        if sizes:
+            self.sets.union(*sizes)
+            if all(self._is_size_of_a_map(size) for size in sizes):  # it says whose grid the output shares
+                self.sets.union(node, *sizes)
+
+    def _stays_raw(self, node: Node, sources: list[Node]) -> bool:
+        module = self._module(node)
+        if sliding_kind(node, module) is not None or isinstance(module, nn.Linear):
+            return False
+        return bool(sources) and all(s in self.raw for s in sources)
+
+    def _is_size_of_a_map(self, size: Node) -> bool:
+        """Whether a size is one of a map's own, unchanged, and the map is not the image."""
+        while size.op in ("call_function", "call_method") and operators.name_of(size) in _READS_SIZE:
+            size = size.all_input_nodes[0]
+        return self._is_map(size) and size not in self.raw
 
     def _transition_operator(self, node: Node) -> str | None:
         """How ``node`` may change the grid; None if its output must keep its input's."""
-        if not (self._is_map(node) and node.all_input_nodes and self._is_map(node.all_input_nodes[0])):
+        if not (node.all_input_nodes and self._is_map(node)):
             return None
-        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        source = node.all_input_nodes[0]
-        if isinstance(module, nn.Upsample) or node.target is F.interpolate:
+        source, module = node.all_input_nodes[0], self._module(node)
+        if len(self.growth.axes(source.name)) != len(self.growth.axes(node.name)):
+            return None
+        if isinstance(module, nn.Upsample) or operators.name_of(node) in _SIZED:
             return self._resize_operator(node, module)
-        for operator, is_one in _MOVERS.items():
-            if is_one(module):
-                moves = self._stride(node, source) != 1 or self._is_input(source) or node in self.tails
-                return operator if moves else None
-        return None
+        strides = self.growth.strides(source.name, node.name)
+        if operators.slices_of(node) is not None:
+            return "slice" if any(s != 1 for s in strides) else None
+        found = sliding_kind(node, module)
+        if found is None or not self._slides_over(node, source, found[1]):
+            return None
+        moves = any(s != 1 for s in strides) or source in self.raw or node in self.tails
+        return found[0] if moves else None
+
+    def _slides_over(self, node: Node, source: Node, dims: int) -> bool:
+        """Whether all the sides of the grid are among the trailing axes that an operation slides over."""
+        return all(axis >= -dims for n in (node, source) for axis in self.growth.axes(n.name))
 
     def _resize_operator(self, node: Node, module: nn.Module | None) -> str | None:
         if isinstance(module, nn.Upsample):
             return "interpolate" if module.scale_factor is not None else None
+        if any(n in self.labels for n in node.all_input_nodes[1:]):
+            return "resize"
         size = node.kwargs.get("size", node.args[1] if len(node.args) > 1 else None)
-        if size is None:
-            return "interpolate"
-        return "resize" if any(n in self.labels for n in node.all_input_nodes[1:]) else None
-
-    def _is_input(self, node: Node) -> bool:
-        root = self.sets[node]
-        return any(self.sets[i] == root for i in self.inputs)
-
-    def _stride(self, node: Node, source: Node) -> Fraction:
-        """Input side over output side, from the growth of both: border effects of padding cancel."""
-        wide, narrow = (self._side_growth(n) for n in (source, node))
-        return Fraction(max(1, round(wide / narrow))) if wide >= narrow else Fraction(1, round(narrow / wide))
-
-    def _side_growth(self, node: Node) -> int:
-        small, large = (r.values[node.name] for r in (self.record, self.grown))
-        return max(1, *(int(large[axis] - small[axis]) for axis in (2, 3)))
+        return "interpolate" if size is None else None
 
     def _kind(self, node: Node, source: Node) -> str:
         if node in self.tails:
             return "tail"
-        if self._is_input(source):
+        if source in self.raw:
             return "stem"
-        stride = self._stride(node, source)
+        stride = max(self.growth.strides(source.name, node.name), key=lambda s: max(s, 1 / s))
         return "down" if stride > 1 else "up" if stride < 1 else "same"
 
-    def _find_tails(self) -> set[Node]:
-        """The last convolution before each spatial output: reached back through elementwise operations only."""
-        output = next(n for n in self.graph.nodes if n.op == "output")
-        tails = set()
-        for node in output.all_input_nodes:
-            while self._is_elementwise(node):
-                node = node.all_input_nodes[0]
-            module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-            if operators.is_convolution(module) and self._is_map(node) and not self._feeds_convolution(node):
-                tails.add(node)
-        return tails
-
     def _is_elementwise(self, node: Node) -> bool:
-        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        return len(node.all_input_nodes) == 1 and operators.is_unary_elementwise(node, module)
+        return len(node.all_input_nodes) == 1 and operators.is_unary_elementwise(node, self._module(node))
 
-    def _feeds_convolution(self, node: Node) -> bool:
-        seen, queue = {node}, [node]
-        while queue:
-            for user in queue.pop().users:
-                if user not in seen:
-                    seen.add(user)
-                    queue.append(user)
-                    if operators.is_convolution(self.modules.get(str(user.target))):
-                        return True
-        return False
+    def _share_calls(self) -> None:
+        """Calls of one module with weights on maps of one size share their factors, unless only one is fixed."""
+        calls: dict[tuple[str, object], list[Node]] = {}
+        for node in self.labels:
+            module = self._module(node)
+            if module is not None and next(module.parameters(), None) is not None:
+                calls.setdefault((str(node.target), self.record.values[node.name]), []).append(node)
+        fixed = {self.sets[n] for n in self.fixed}
+        for nodes in calls.values():
+            if len({self.sets[n] in fixed for n in nodes}) == 1:
+                self.sets.union(*nodes)
 
     def _number(self) -> StageGraph:
         order: dict[Node, int] = {}
@@ -268,33 +279,42 @@ class _Partition:
         stage_of = {node.name: order[self.sets[node]] for node in self.labels}
         transitions = tuple(
             Transition(
-                n.name, operators.module_path(n), kind, stage_of[s.name], stage_of[n.name], self._stride(n, s), op
+                n.name, operators.module_path(n), kind, stage_of[s.name], stage_of[n.name],
+                self.growth.strides(s.name, n.name), op, self.growth.axes(n.name),
+                None if size is None else stage_of[size.name],
             )
-            for n, s, kind, op in self.crossings
+            for n, s, kind, op, size in self.crossings
             if stage_of[s.name] != stage_of[n.name] or op == "resize"
-        )
+        )  # fmt: skip
         stages = tuple(self._stage(i, nodes, stage_of, transitions) for i, nodes in enumerate(members))
-        return StageGraph(stages, transitions, self.record, self.grown, stage_of)
+        return StageGraph(stages, transitions, self.record, self.growth, stage_of)
 
     def _stage(
         self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]
     ) -> Stage:
         reasons = {stage_of[n.name]: reason for n, reason in self.fixed.items()}
-        entering = [t for t in transitions if t.target == index and t.operator != "resize"]
+        entering = [t for t in transitions if t.target == index]
+        resized = [t for t in entering if t.operator == "resize"]
+        entering = [t for t in entering if t.operator != "resize"]
         boundary = any(n in self.inputs for n in nodes) or any(t.kind == "tail" for t in entering)
+        boundary |= index in reasons and any(t.size_stage == 0 for t in resized)
         paths = [t.module or t.node for t in entering if t.kind != "up"] or [nodes[0].name]
         maps = [n for n in nodes if self._is_map(n)]
-        height, width = self.record.values[maps[0].name][2:] if maps else (1, 1)
+        grid = max((self.growth.sides(n.name) for n in maps[:1]), default=(1, 1))
         before = output = maps[-1] if maps else nodes[-1]
         while self._is_elementwise(before) and before.all_input_nodes[0] in nodes and not self._is_batch_norm(before):
             before = before.all_input_nodes[0]
         return Stage(
-            index, common_path(paths) or paths[0], (height, width), tuple(n.name for n in nodes),
+            index, common_path(paths) or paths[0], grid, tuple(n.name for n in nodes),
             reasons.get(index), boundary, output.name, before.name,
         )  # fmt: skip
 
     def _is_batch_norm(self, node: Node) -> bool:
         return isinstance(self.modules.get(str(node.target)), _BatchNorm)
+
+
+_READS_SIZE = ("getattr", "getitem", "size")
+_SIZED = ("interpolate", "upsample", *(f"adaptive_{k}_pool{n}d" for k in ("avg", "max") for n in (1, 2, 3)))
 
 
 def common_path(paths: Sequence[str]) -> str:
@@ -306,8 +326,3 @@ def common_path(paths: Sequence[str]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared)
-
-
-def growth_exponent(small: int, large: int) -> int:
-    """How a quantity grows with the area of the grid: 0 not at all, 1 with it, 2 with its square."""
-    return round(math.log(large / small, GROWTH**2)) if small and large else 0

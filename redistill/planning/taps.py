@@ -18,8 +18,8 @@ from torch.fx import GraphModule, Node
 
 from redistill.errors import TapError
 from redistill.internal.text import format_shape
-from redistill.planning.crossings import SIDES, Crossing, Grid, Places, grid_of
-from redistill.planning.stages import StageGraph
+from redistill.planning.crossings import SIDES, Crossing, Places, grid_of
+from redistill.planning.stages import Grid, StageGraph, coarse
 
 TapPlaces = tuple[tuple[str, str], ...]
 """The places of taps, the student's and the teacher's of each."""
@@ -45,7 +45,7 @@ class Tap:
 
 def needs_tap(crossing: Crossing, source_factor: int, target_factor: int) -> bool:
     """A crossing where the student changes its grid and is not the teacher's own."""
-    moves = crossing.transition.student_stride(source_factor, target_factor) != 1
+    moves = any(s != 1 for s in crossing.transition.student_strides(source_factor, target_factor))
     return moves and (source_factor, target_factor) != (1, 1)
 
 
@@ -151,7 +151,7 @@ def resolve_taps(
     for at_student, at_teacher in given:
         student, teacher = (_resolve_place(place, places) for place in (at_student, at_teacher))
         channels, *grid = stages.record.values[student.name][1:]
-        student_grid = tuple(-(-side // factors[stages.stage_of[student.name]]) for side in grid)
+        student_grid = coarse(grid, factors[stages.stage_of[student.name]])
         teacher_grid = tuple(stages.record.values[teacher.name][2:])
         if student_grid != teacher_grid:
             raise TapError(
@@ -164,7 +164,7 @@ def resolve_taps(
                 tap_name(module, side),
                 at_student,
                 at_teacher,
-                (student_grid[0], student_grid[1]),
+                student_grid,
                 channels,
                 student.name,
                 teacher.name,
@@ -185,4 +185,8 @@ def _resolve_place(place: str, places: Places) -> Node:
     found = places.maps(module, side)
     if len(found) != 1:
         raise TapError(f"{place!r} is {len(found)} feature maps; a tap needs a module with exactly one there")
-    return found.pop()
+    (node,) = found
+    if not places.is_tappable(node):
+        shape = format_shape(places.stages.record.values[node.name])
+        raise TapError(f"{place!r} is {shape}; a tap needs maps whose channels stand before the sides of their grid")
+    return node

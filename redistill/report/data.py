@@ -19,7 +19,7 @@ from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 
 RED_BLOCKS = "red"  # the module under which a student keeps its RED blocks
-Grid = tuple[int, int]
+Grid = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,21 @@ def is_transposed_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, _ConvTransposeNd)
 
 
+def slices_of(node: Node) -> tuple[slice, ...] | None:
+    """What a strided slice takes of each axis, from the first cell on (``x[..., ::2, ::2]``); None for all else."""
+    if node.target is not operator.getitem or "shape" not in getattr(node.args[0], "meta", {}):
+        return None
+    given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    dims = len(node.args[0].meta["shape"])  # type: ignore[union-attr]
+    if sum(i is Ellipsis for i in given) > 1 or any(not isinstance(i, slice) and i is not Ellipsis for i in given):
+        return None
+    at = given.index(Ellipsis) if Ellipsis in given else len(given)
+    whole = (slice(None),) * (dims - len(given) + (Ellipsis in given))
+    slices = (*given[:at], *whole, *given[at + 1 :])
+    plain = all(not isinstance(s.step, Node) and s.start in (None, 0) and s.stop is None for s in slices)
+    return slices if plain and any(s.step not in (None, 1) for s in slices) else None
+
+
 def is_plain_batch_norm(module: nn.Module | None) -> bool:
     """torch.nn's own batch norms: a subclass may do more than normalise."""
     return isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn")

@@ -1,0 +1,71 @@
+"""Tails: the last convolutions before outputs that lie on a grid, where a student returns to the teacher's grid.
+
+What follows them is whatever networks end in: activations, softmax, arithmetic, casts, splits, views, a concatenation
+of heads, a pixel shuffle, a sum with the image.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from redistill.planning.growth import Growth
+from redistill.tracing.operators import slices_of
+from redistill.tracing.windows import sliding_kind
+
+
+def find_tails(graph_module: GraphModule, modules: dict[str, nn.Module], growth: Growth) -> set[Node]:
+    """The convolutions from which outputs come by operations that stay on their grid, and that no other convolution
+    reads."""
+    output = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output")
+    finder = _Finder(modules, growth)
+    return {n for n in finder.reach(output) if not finder.feeds_convolution(n)}
+
+
+class _Finder:
+    def __init__(self, modules: dict[str, nn.Module], growth: Growth) -> None:
+        self.modules, self.growth = modules, growth
+
+    def reach(self, output: Node) -> set[Node]:
+        """Go back from the output as far as the first operation that slides or moves from one grid to another."""
+        seen, queue, found = {output}, [output], set()
+        while queue:
+            for source in queue.pop().all_input_nodes:
+                if source in seen or not self.growth.scales(source.name):
+                    continue
+                seen.add(source)
+                kind = self._kind(source)
+                if kind == "convolution" and self.growth.axes(source.name):
+                    found.add(source)
+                elif kind is None and not self._resizes(source):
+                    queue.append(source)
+        return found
+
+    def feeds_convolution(self, node: Node) -> bool:
+        """Whether another convolution depends on ``node``."""
+        seen, queue = {node}, [node]
+        while queue:
+            for user in queue.pop().users:
+                if user not in seen:
+                    seen.add(user)
+                    queue.append(user)
+                    if self._kind(user) == "convolution":
+                        return True
+        return False
+
+    def _module(self, node: Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _kind(self, node: Node) -> str | None:
+        found = sliding_kind(node, self._module(node))
+        return found[0] if found else None
+
+    def _resizes(self, node: Node) -> bool:
+        return isinstance(self._module(node), nn.Upsample) or slices_of(node) is not None or _name(node) in RESIZES
+
+
+RESIZES = ("interpolate", "upsample")
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", ""))
