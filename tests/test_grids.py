@@ -1,0 +1,357 @@
+"""Grids of one to three axes, strides for each axis, and layouts other than (B, C, H, W)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import redistill
+from redistill.planning.stages import find_stages
+from redistill.tracing.capture import capture
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def layer(cin, cout, stride=2, conv=nn.Conv2d, norm=nn.BatchNorm2d):
+    return nn.Sequential(conv(cin, cout, 3, stride, 1, bias=False), norm(cout), nn.ReLU())
+
+
+def body(cin=3):
+    return nn.Sequential(layer(cin, 16), layer(16, 32), layer(32, 48))
+
+
+def head(channels=48):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5))
+
+
+def stages_of(module, x):
+    return find_stages(capture(module.eval(), (x,)).graph_module, (x,))
+
+
+def student_of(module, x, budget="2x", **options):
+    torch.manual_seed(0)
+    student = redistill.transform(module.eval(), x, budget, **options).eval()
+    with torch.no_grad():
+        assert student(x).shape == module(x).shape
+    return student
+
+
+def cells_seen(module, x, axis):
+    """The first and last index of the input's axis that the output depends on."""
+    x = x.clone().requires_grad_()
+    module.eval()(x).sum().backward()
+    others = tuple(a for a in range(x.dim()) if a != axis)
+    seen = (x.grad.abs().sum(others) > 0).nonzero()
+    return int(seen.min()), int(seen.max())
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (4, 1), (1, 2), (1, 4)])
+def test_each_axis_keeps_its_own_stride_and_all_rows_and_columns_are_seen(stride):
+    module = nn.Sequential(layer(1, 32, stride), layer(32, 48), layer(48, 48), head())
+    x = torch.randn(1, 1, 64, 96)
+    student = student_of(module, x, taps="none")
+    stem = student.get_submodule("0.0")
+    factor = student.plan.factors[0]
+    assert stem.stride == (stride[0] * factor, stride[1] * factor)
+    with torch.no_grad():
+        assert tuple(stem(x).shape[-2:]) == student.stages[1].student_grid(factor)
+    for axis in (2, 3):
+        reach = stem.stride[axis - 2]
+        first, last = cells_seen(student, x, axis)
+        assert first < reach
+        assert last >= x.shape[axis] - reach
+
+
+def test_grids_of_one_and_three_axes_are_pooled_and_tapped():
+    sound = nn.Sequential(
+        *(layer(i, o, 4, nn.Conv1d, nn.BatchNorm1d) for i, o in ((1, 32), (32, 48), (48, 64))),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 5),
+    )  # fmt: skip
+    student = student_of(sound, torch.randn(1, 1, 2048), "1.7x")
+    assert [s.grid for s in student.stages[1:4]] == [(512,), (128,), (32,)]
+    taps = student.tapped()(torch.randn(1, 1, 2048))[1]
+    assert len(taps) == len(student.taps) > 0
+    assert all(taps[t.name].shape[1:] == (t.channels, *t.grid) for t in student.taps)
+    volume = nn.Sequential(
+        *(layer(i, o, 2, nn.Conv3d, nn.BatchNorm3d) for i, o in ((1, 16), (16, 24), (24, 32))),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+    student = student_of(volume, torch.randn(1, 1, 16, 32, 32))
+    assert student.stages[1].grid == (8, 16, 16)
+    assert student.plan.peak_bytes == redistill.profile(student, torch.randn(1, 1, 16, 32, 32)).peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: x.permute(0, 3, 1, 2), (1, 64, 96, 3)),
+        (lambda x: x.unsqueeze(1).expand(-1, 3, -1, -1), (1, 64, 96)),
+        (lambda x: x.flatten(0, 1), (1, 2, 3, 64, 96)),
+    ],
+    ids=["channels last", "no channels", "frames"],
+)
+def test_which_axes_are_spatial_is_seen_by_growth(function, shape):
+    module = nn.Sequential(Call(function), body(), head())
+    stages = stages_of(module, torch.randn(shape))
+    assert [s.grid for s in stages.free] == [(32, 48), (16, 24), (8, 12)]
+    assert student_of(module, torch.randn(shape)).plan.factors[0] > 1
+
+
+def test_maps_with_channels_last_inside_are_tapped_only_where_channels_come_first():
+    class Stage(nn.Module):
+        def __init__(self, cin, cout):
+            super().__init__()
+            self.down = nn.Conv2d(cin, cout, 2, 2)
+            self.mix = nn.Sequential(nn.LayerNorm(cout), nn.Linear(cout, cout), nn.GELU())
+
+        def forward(self, x):
+            x = self.down(x).permute(0, 2, 3, 1)
+            return (x + self.mix(x)).permute(0, 3, 1, 2)
+
+    module = nn.Sequential(Stage(3, 16), Stage(16, 32), Stage(32, 48), head())
+    x = torch.randn(1, 3, 64, 96)
+    student = student_of(module, x)
+    assert student.taps
+    ours, theirs = student.tapped()(x)[1], student.teacher_tapped(module)(x)[1]
+    for tap in student.taps:
+        assert ours[tap.name].shape[1:] == (tap.channels, *tap.grid)
+        assert theirs[tap.name].shape[2:] == tap.grid
+
+
+def test_a_grid_axis_of_one_cell_stays_one():
+    module = nn.Sequential(layer(1, 32, (1, 2)), layer(32, 48), layer(48, 48), head())
+    student = student_of(module, torch.randn(1, 1, 1, 256))
+    assert student.stages[1].grid == (1, 128)
+    assert student.stages[1].student_grid(4) == (1, 32)
+
+
+class SpaceToDepth(nn.Module):
+    """By view and permute, as it is written by hand."""
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, w // 2)
+
+
+def focus(x):
+    return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+
+
+@pytest.mark.parametrize("stem", [SpaceToDepth(), Call(focus), nn.PixelUnshuffle(2)], ids=["view", "focus", "module"])
+def test_what_rearranges_the_image_is_followed_by_a_stem(stem):
+    module = nn.Sequential(stem, layer(12, 16, 1), layer(16, 32), layer(32, 48), head())
+    stages = stages_of(module, torch.randn(1, 3, 64, 64))
+    assert stages.transitions[0].kind == "stem"
+    assert [s.grid for s in stages.free] == [(32, 32), (16, 16), (8, 8)]
+    assert student_of(module, torch.randn(1, 3, 64, 64), factors=(2, 1, 1)).plan.macs_kept < 1
+
+
+class Shortcut(nn.Module):
+    """A residual block whose shortcut has no parameters: every other pixel, and channels of zeros."""
+
+    def __init__(self, cin, cout):
+        super().__init__()
+        self.conv, self.extra = nn.Conv2d(cin, cout, 3, 2, 1), cout - cin
+
+    def forward(self, x):
+        return F.relu(self.conv(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.extra)))
+
+
+def test_a_strided_slice_is_a_transition_and_takes_new_steps():
+    module = nn.Sequential(layer(3, 32, 1), Shortcut(32, 48), Shortcut(48, 48), head())
+    student = student_of(module, torch.randn(1, 3, 32, 32))
+    assert [s.grid[0] for s in student.stages] == [32, 32, 16, 8]
+    assert student.plan.factors[-1] == 1
+    assert len(student.taps) > 0
+
+
+class Functional(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(o, i, 3, 3) / 9) for i, o in ((3, 32), (32, 48)))
+        self.pool, self.head = pool, head()
+
+    def forward(self, x):
+        first, second = self.weights
+        x = self.pool(F.conv2d(x, first, padding=1).relu())
+        return self.head(self.pool(F.conv2d(x, second - second.mean(), None, 1, 1).relu()))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, (2, 2)),
+        lambda x: F.lp_pool2d(x, 2, 2),
+        lambda x: F.interpolate(x, scale_factor=0.5),
+        lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3] // 2)),
+        lambda x: x[..., ::2, ::2],
+    ],
+    ids=["max", "average", "lp", "interpolate", "adaptive", "slice"],
+)
+def test_functions_move_between_grids_as_modules_do(pool):
+    module = Functional(pool)
+    student = student_of(module, torch.randn(1, 3, 64, 64), "1.5x", taps="none")
+    assert [s.grid[0] for s in student.stages] == [64, 64, 32, 16]
+    assert student.plan.factors[0] > student.plan.factors[-1] == 1
+    assert {k for k in student.state_dict() if k.startswith("weights")} == {"weights.0", "weights.1"}
+
+
+def test_padding_by_name_becomes_numbers_where_a_stride_comes():
+    module = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 48, 3, padding="same"), head()
+    )
+    student = student_of(module, torch.randn(1, 3, 64, 64), taps="none")
+    assert student.get_submodule("0").stride == (2, 2)
+
+
+class SamePool(nn.AvgPool2d):
+    """Pads by itself, from its stride and the size that comes."""
+
+    def forward(self, x):
+        kernel, stride = (v if isinstance(v, tuple) else (v, v) for v in (self.kernel_size, self.stride))
+        down, right = (
+            max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(x.shape[-2:], stride, kernel, strict=True)
+        )
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return F.avg_pool2d(x, kernel, stride, self.padding)
+
+
+def test_a_pool_that_pads_by_itself_is_not_padded_twice():
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.pool = layer(3, 32), nn.Conv2d(32, 32, 5, 2, 2), SamePool(3, 2)
+            self.rest = nn.Sequential(layer(32, 48), head())
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.rest(self.a(x) + self.pool(x))
+
+    assert student_of(Cell(), torch.randn(1, 3, 64, 64), factors=(2, 1, 1)).plan.factors == (2, 1, 1)
+
+
+class Dense(nn.Module):
+    """Two levels with a skip, and an end."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.fine, self.coarse, self.join = layer(3, 16, 1), layer(16, 32), layer(48, 16, 1)
+        self.last, self.end = nn.Conv2d(16, 4, 1), end
+
+    def forward(self, x):
+        fine = self.fine(x)
+        joined = self.join(torch.cat([fine, F.interpolate(self.coarse(fine), size=fine.shape[2:])], 1))
+        return self.end(self.last(joined), x)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda y, x: torch.as_tensor(y).contiguous().float(),
+        lambda y, x: y.sigmoid() * 10 + 1,
+        lambda y, x: y.softmax(1),
+        lambda y, x: F.normalize(y, dim=1),
+        lambda y, x: y.argmax(1),
+        lambda y, x: y[:, 0],
+        lambda y, x: y.unflatten(1, (2, 2)),
+        lambda y, x: torch.cat(y.chunk(2, 1), 1),
+        lambda y, x: F.pixel_shuffle(y, 2),
+        lambda y, x: x - y[:, :3],
+        lambda y, x: F.interpolate(y, size=x.shape[2:], mode="bilinear"),
+        lambda y, x: F.interpolate(x, scale_factor=2)[:, :1] + F.pixel_shuffle(y, 2),
+    ],
+    ids=[
+        *("casts", "arithmetic", "softmax", "normalize", "argmax", "channel"),
+        *("view", "chunks", "shuffle", "residual", "resize", "upscaled"),
+    ],
+)
+def test_dense_outputs_may_end_in_what_they_end_in(end):
+    class End(nn.Module):
+        def forward(self, y, x):
+            return end(y, x)
+
+    student = student_of(Dense(End()), torch.randn(1, 3, 64, 64), factors=(2, 1), taps="none")
+    assert student.plan.macs_kept < 0.6
+
+
+def test_heads_keep_their_grids_while_the_backbone_is_pooled():
+    class Detector(nn.Module):
+        """Two heads on two levels, decoded to (B, cells, 4) with the cells' own centres."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.fine, self.coarse = layer(3, 16), layer(16, 32), layer(32, 48)
+            self.boxes = nn.ModuleList([nn.Conv2d(32, 2, 1), nn.Conv2d(48, 2, 1)])
+            self.scores = nn.ModuleList([nn.Conv2d(32, 2, 1), nn.Conv2d(48, 2, 1)])
+
+        def decode(self, x, index):
+            y = torch.cat([self.boxes[index](x), self.scores[index](x)], 1)
+            rows = torch.arange(y.shape[2]).view(1, -1, 1) + torch.zeros(1, 1, y.shape[3])
+            return torch.cat([y[:, :1] + rows, y[:, 1:]], 1).flatten(2).transpose(1, 2)
+
+        def forward(self, x):
+            fine = self.fine(self.stem(x))
+            return torch.cat([self.decode(fine, 0), self.decode(self.coarse(fine), 1)], 1)
+
+    module = Detector()
+    student = student_of(module, torch.randn(1, 3, 64, 64), "2x", taps="none")
+    assert student.plan.factors[0] > 1
+    assert student(torch.randn(1, 3, 64, 64)).shape == (1, 16 * 16 + 8 * 8, 4)
+
+
+def test_odd_sides_are_met_by_cropping_what_the_tail_enlarged():
+    class UNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 32, 3, 1, 1)
+            self.c, self.d = nn.Conv2d(48, 16, 3, 1, 1), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x):
+            a = self.a(x).relu()
+            b = F.interpolate(self.b(F.max_pool2d(a, 2)).relu(), scale_factor=2)
+            down, right = a.size(2) - b.size(2), a.size(3) - b.size(3)
+            return self.d(self.c(torch.cat([a, F.pad(b, (0, right, 0, down))], 1)).relu())
+
+    student = student_of(UNet(), torch.randn(1, 3, 49, 67), taps="none")
+    assert student.plan.factors == (2, 1)
+
+
+def test_maps_resized_to_a_part_of_the_images_size_are_not_tied_to_the_image():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.mix, self.out = layer(3, 32, 4), layer(32, 64), layer(96, 32, 1), nn.Conv2d(32, 2, 1)
+
+        def forward(self, x):
+            a = self.a(x)
+            size = (x.shape[2] // 4, x.shape[3] // 4)
+            maps = [F.interpolate(v, size=size, mode="bilinear") for v in (a, self.b(a))]
+            return F.interpolate(self.out(self.mix(torch.cat(maps, 1))), scale_factor=4)
+
+    student = student_of(Pyramid(), torch.randn(1, 3, 64, 64), taps="none")
+    assert max(student.plan.factors) > 1
+
+
+def test_nothing_as_long_as_a_stride_is_lost():
+    class Cropping(nn.Module):
+        """A sum ties a strided convolution to a map that it makes smaller by slicing."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = layer(3, 16), layer(16, 48, 1), head()
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.head(self.b(y)[..., : y.shape[2] // 2, :])
+
+    module, x = Cropping(), torch.randn(1, 3, 64, 64)
+    student = student_of(module, x, taps="none")
+    assert cells_seen(student, x, 2)[1] >= cells_seen(module, x, 2)[1] - 4
