@@ -21,6 +21,7 @@ from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
+from redistill.tracing.call import Call, write_arguments
 from redistill.tracing.capture import capture
 from redistill.tracing.operators import IN_PLACE_FUNCTIONS, module_of
 
@@ -61,12 +62,18 @@ class StudentRecord:
     profile: MemoryProfile
     reentry: str | None
     provenance: Provenance
+    call: Call
+
+    def example(self, device: torch.device | None = None) -> dict[str, Any]:
+        """The teacher's arguments, by parameter, with zeros for tensors."""
+        return self.call.example([spec.example().to(device) for spec in self.provenance.inputs])
 
 
 class Student(GraphModule):
     """A teacher rewritten to fit a budget of peak activation memory.
 
-    An ordinary module: its state dict keeps the teacher's keys, RED blocks come under ``red.*``; there are no hooks.
+    An ordinary module: its forward takes and returns what the teacher's does, its state dict keeps the teacher's keys,
+    RED blocks come under ``red.*``; there are no hooks.
     ``tapped()`` and ``teacher_tapped()`` give modules over the same weights whose outputs include the taps. What it
     knows of itself is in ``record``, and each part of that under its own name too. Where the teacher has a submodule
     called like one of our own names, the name is the submodule's; ``Student.save(student, folder)`` is ours still.
@@ -79,11 +86,25 @@ class Student(GraphModule):
         super().__init__(root, graph, class_name)
 
     @classmethod
-    def from_graph(cls, graph_module: GraphModule, record: StudentRecord) -> Student:
-        """Take over the modules and graph of ``graph_module``."""
+    def from_graph(cls, graph_module: GraphModule, record: StudentRecord, config: Any = None) -> Student:
+        """Take over the modules and graph of ``graph_module``; ``config`` is the teacher's."""
         student = cls(graph_module, graph_module.graph)
-        student.meta["student"] = record
+        student.meta.update(student=record, config=config)
+        student.recompile()
         return student
+
+    def recompile(self) -> Any:
+        """Write the forward anew: the graph's, called as the teacher is called."""
+        code = super().recompile()
+        record = self.__dict__.get("meta", {}).get("student")
+        if record is not None and not record.call.is_plain:
+            type(self).forward = record.call.wrap(type(self).forward)
+        return code
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        copied = super().__deepcopy__(memo)
+        copied.recompile()
+        return copied
 
     @classmethod
     def load(cls, directory: str | Path, teacher: nn.Module | None = None) -> Student:
@@ -141,6 +162,23 @@ class Student(GraphModule):
         """Where the student comes from, and what was asked of it."""
         return record_of(self).provenance
 
+    @property
+    def config(self) -> Any:
+        """The teacher's configuration, where it has one, as libraries expect of a model of theirs."""
+        if self.meta["config"] is None:
+            raise AttributeError("the teacher has no config")
+        return self.meta["config"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
     def tapped(self, features: Mapping[str, str] | None = None) -> GraphModule:
         """A module over the student's own weights that also returns what stands at the taps.
 
@@ -163,9 +201,8 @@ class Student(GraphModule):
             features: further graph nodes to return, by the name they shall have.
             output: whether the teacher's output is wanted; None is returned in its place otherwise.
         """
-        inputs = tuple(spec.example() for spec in record_of(self).provenance.inputs)
         device = next((p.device for p in teacher.parameters()), None)
-        graph_module = capture(teacher, tuple(x.to(device) for x in inputs), check=False).graph_module
+        graph_module = capture(teacher, record_of(self).example(device), check=False).graph_module
         places = {tap.name: tap.teacher_node for tap in record_of(self).taps} | dict(features or {})
         return with_outputs(graph_module, places, output)
 
@@ -278,6 +315,7 @@ def to_recipe(record: StudentRecord) -> dict[str, Any]:
         "model": origin.model,
         "weights_of_teacher": origin.weights,
         "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in origin.inputs],
+        "arguments": write_arguments(record.call.arguments),
         "request": origin.request.to_plain(),
         "peak_bytes": {"teacher": record.teacher_profile.peak_bytes, "student": record.plan.peak_bytes},
         "plan": [

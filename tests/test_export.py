@@ -208,7 +208,7 @@ def test_a_student_from_the_command_line(student_folder, tmp_path, capsys):
     assert about["classes"] == [str(digit) for digit in range(10)]
     assert about["normalisation"] == {"range": [0.0, 1.0], "mean": [0.5], "std": [0.5]}
     assert about["inputs"] == [{"shape": [1, 3, 16, 16], "dtype": "float32"}]
-    assert about["student"]["budget"] == "2x"
+    assert about["student"]["request"]["budget"] == "2x"
 
 
 def test_int8_is_calibrated_on_the_students_own_data(student_folder, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -15,12 +17,16 @@ from redistill.memory.profiling import count_parameters, profile, profile_record
 from redistill.passes.reorder import ReorderPass
 from redistill.planning.crossings import Crossing, find_crossings
 from redistill.planning.stages import StageGraph, find_stages
+from redistill.tracing.call import Call
 from redistill.tracing.capture import capture
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A teacher's graph (over the teacher's own modules), its profile, stages and crossings."""
+    """A teacher's graph (over the teacher's own modules), its profile, stages and crossings.
+
+    ``call`` is how the teacher is called, ``config`` its own where it has one.
+    """
 
     graph_module: GraphModule
     inputs: tuple[Tensor, ...]
@@ -31,6 +37,8 @@ class Analysis:
     crossings: tuple[Crossing, ...]
     notes: tuple[str, ...]
     training: bool
+    call: Call
+    config: Any = None
     seconds: float = 0.0
 
     @property
@@ -41,7 +49,7 @@ class Analysis:
 
 def analyze(
     teacher: nn.Module,
-    inputs: tuple[Tensor, ...],
+    example_input: Any,
     convention: Convention = DEPLOY,
     dtype: str | None = None,
     reorder: bool = False,
@@ -56,16 +64,28 @@ def analyze(
     """
     started = time.perf_counter()
     check_dtype(dtype)
-    captured = capture(teacher, inputs, leaf_modules, check)
-    graph_module, notes = captured.graph_module, captured.notes
+    captured = capture(teacher, example_input, leaf_modules, check)
+    graph_module, inputs, notes = captured.graph_module, captured.inputs, captured.notes
     if reorder:
         ReorderPass(convention)(graph_module)
         notes += ("operations are in the order of least memory",)
     stages = find_stages(graph_module, inputs, dtype)
     if convention.of_module:  # the module's own Python frames, which no rewritten graph has
-        found = profile(teacher, inputs, convention, dtype)
+        found = profile(teacher, example_input, convention, dtype)
     else:
         found = replace(profile_record(stages.record, convention), parameters=count_parameters(teacher), dtype=dtype)
     crossings = find_crossings(graph_module, stages)
-    seconds = time.perf_counter() - started
-    return Analysis(graph_module, inputs, convention, dtype, found, stages, crossings, notes, teacher.training, seconds)
+    return Analysis(
+        graph_module,
+        inputs,
+        convention,
+        dtype,
+        found,
+        stages,
+        crossings,
+        notes,
+        teacher.training,
+        captured.call,
+        copy.copy(getattr(teacher, "config", None)),
+        seconds=time.perf_counter() - started,
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from redistill import recipe as folder
 from redistill.budget import Budget
@@ -20,11 +20,12 @@ from redistill.models import load_model
 from redistill.models.specs import require_trust
 from redistill.planning.search import Objective, PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
+from redistill.tracing.call import read_arguments
 
 
 def transform(
     teacher: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Any,
     budget: str | int | Budget = "4x",
     convention: str | Convention = "deploy",
     objective: str | Objective = "macs",
@@ -42,7 +43,8 @@ def transform(
 
     Args:
         teacher: any convolutional network or UNet; it is not changed.
-        example_inputs: a tensor or tuple of tensors, maps as (B, C, H, W); the budget holds for these shapes.
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of arguments by keyword, maps as
+            (B, C, H, W); the budget holds for these shapes. What is no tensor in it is a constant of the student.
         budget: ``"4x"``, ``"25%"``, ``"512KiB"``, ``"0.5MB"`` or bytes.
         convention: how peak memory is counted: ``deploy``, ``arena``, ``graph``, ``eager`` or a :class:`Convention`.
         objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does.
@@ -66,9 +68,8 @@ def transform(
         >>> print(transform(teacher, torch.zeros(1, 3, 64, 64), budget="4x", taps="none").plan)
         4, 2, 2, 2, 1: 0.313 -> 0.062 MiB (deploy), 41 % of the MACs
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     request = Request.of(budget, factors, convention, objective, taps, init, dtype, reorder)
-    analysis = analyze(teacher, inputs, request.convention, dtype, reorder, leaf_modules)
+    analysis = analyze(teacher, example_inputs, request.convention, dtype, reorder, leaf_modules)
     return make_student(analysis, request, model, weights)
 
 
@@ -116,8 +117,9 @@ def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Stu
         profile=profile,
         reentry=find_reentry(analysis, choice.by_stage),
         provenance=origin,
+        call=analysis.call,
     )
-    student = Student.from_graph(choice.rewritten.graph_module, record)
+    student = Student.from_graph(choice.rewritten.graph_module, record, analysis.config)
     student.train(analysis.training)
     return student
 
@@ -166,12 +168,13 @@ def load_student(directory: str | Path, teacher: nn.Module | None = None, trust:
 def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, path: Path) -> Student:
     """Carry out the recipe's own factors and taps: nothing is searched for again."""
     request = origin.request
-    examples = tuple(spec.example() for spec in origin.inputs)
+    tensors = tuple(spec.example() for spec in origin.inputs)
+    example = read_arguments(recipe["arguments"], tensors) if "arguments" in recipe else tensors
     try:
         found = Request.of(
             factors=[stage["factor"] for stage in recipe["plan"]], taps=recipe["taps"], init=request.init
         )
-        analysis = analyze(teacher, examples, request.convention, request.dtype, request.reorder, check=False)
+        analysis = analyze(teacher, example, request.convention, request.dtype, request.reorder, check=False)
         return build_student(analysis, carry_out(analysis, found.factors or (), found), origin)
     except (ModelError, PlanError, TapError) as error:
         raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error

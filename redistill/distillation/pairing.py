@@ -30,7 +30,7 @@ def _is_like(weight: Tensor, origin: Tensor) -> bool:
 
 def capture_like(student: Student, teacher: nn.Module) -> GraphModule:
     """The teacher's graph, over its own weights, on inputs like the student's."""
-    return capture(teacher, example_inputs(student, teacher), check=False).graph_module
+    return capture(teacher, record_of(student).example(_device(teacher)), check=False).graph_module
 
 
 def pair_by_grid(student: Student, teacher: nn.Module, nodes: Nodes) -> tuple[GraphModule, dict[Feature, str]]:
@@ -66,8 +66,11 @@ def _grids(student: Student, nodes: Nodes) -> dict[Feature, tuple[int, int]]:
 
 def example_inputs(student: Student, network: nn.Module) -> tuple[Tensor, ...]:
     """Zeros like the inputs that the student was made for, where the network is."""
-    device = next((p.device for p in network.parameters()), None)
-    return tuple(spec.example().to(device) for spec in record_of(student).provenance.inputs)
+    return tuple(spec.example().to(_device(network)) for spec in record_of(student).provenance.inputs)
+
+
+def _device(network: nn.Module) -> torch.device | None:
+    return next((p.device for p in network.parameters()), None)
 
 
 def _node(stage: Stage, feature: Feature) -> str:

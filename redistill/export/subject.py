@@ -22,6 +22,7 @@ from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
+from redistill.tracing.call import OverTensors, read_call
 from redistill.tracing.capture import capture
 
 TRIALS = 2
@@ -32,7 +33,7 @@ class Subject:
     """A network ready for export.
 
     Attributes:
-        reference: the network as it was given, in eval mode: what every exported file is compared with.
+        reference: the network as it was given, in eval mode, called with tensors: what every file is compared with.
         graph_module: its graph with batch norms folded, over its own copy of the weights.
         inputs: the example inputs; their shapes are those of the file.
         convention: how its memory is predicted and, where the format has an arena, planned: ``deploy`` or ``arena``.
@@ -75,13 +76,14 @@ class Subject:
 
 def prepare(
     model: nn.Module,
-    inputs: Sequence[Tensor],
+    example_input: Any,
     convention: str | Convention = "deploy",
     reorder: bool = False,
     metadata: dict[str, Any] | None = None,
 ) -> Subject:
     """Capture ``model`` (unless it is a graph already), fold its batch norms and record it; ``model`` is not changed.
 
+    The file takes the tensors of the example input in their order, and returns those of the output in theirs.
     With ``reorder`` the operations come in the order of least memory. ``graph`` and ``eager`` describe PyTorch's own
     runs, not a file's: such a student is exported under ``deploy``.
 
@@ -90,9 +92,9 @@ def prepare(
     """
     wanted = find_convention(convention)
     counted = DEPLOY if wanted.as_written else wanted
-    inputs = tuple(inputs)
-    graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
-    reference = copy.deepcopy(model).eval()
+    call, inputs = read_call(model, example_input)
+    graph_module = model if isinstance(model, GraphModule) else capture(model, example_input).graph_module
+    reference = OverTensors(copy.deepcopy(model), call).eval()
     folded = _inference_copy(graph_module, type(model).__name__)
     for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
         rewrite(folded)
@@ -152,7 +154,7 @@ def trace_program(subject: Subject) -> ExportedProgram:
             return torch.export.export(subject.deployed, subject.inputs)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{type(subject.reference).__name__} cannot be exported: {reason}") from error
+        raise ExportError(f"{type(subject.graph_module).__name__} cannot be exported: {reason}") from error
 
 
 def trial_inputs(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

@@ -14,6 +14,7 @@ from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step, live_bytes
 from redistill.memory.meter import state_of
 from redistill.memory.recording import ITEM_SIZES, Recorder, fake_copy
+from redistill.tracing.call import Call
 
 
 class _EagerRecorder(Recorder):
@@ -54,7 +55,7 @@ class _EagerRecorder(Recorder):
 
 
 def profile_eager(
-    model: nn.Module, inputs: tuple[Tensor, ...], convention: Convention, dtype: str | None
+    model: nn.Module, call: Call, inputs: tuple[Tensor, ...], convention: Convention, dtype: str | None
 ) -> MemoryProfile:
     """Run the module itself under fake tensors: what its own Python frames keep alive is counted."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -66,7 +67,7 @@ def profile_eager(
         for fake in fakes:
             recorder.track(fake)
         with recorder:
-            copy(*fakes)
+            call.run(copy, fakes)
     if not recorder.steps:  # nothing but the inputs is ever alive
         recorder.steps.append(("input", "", 0))
     last = len(recorder.steps) - 1

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from redistill.tracing.call import read_call
+
 
 class MemoryMeter(TorchDispatchMode):
     """Adds the bytes of every new storage and subtracts them when the last reference to it goes.
@@ -68,20 +70,20 @@ def state_of(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def measure(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> int:
+def measure(model: nn.Module, example_inputs: Any) -> int:
     """Peak bytes of activations while ``model`` runs as it is on ``example_inputs``, which count throughout.
 
     Args:
         model: any module, eager or a ``GraphModule``; its train or eval mode is left as it is.
-        example_inputs: a tensor or a tuple of tensors, on the model's device.
+        example_inputs: a tensor, a tuple of arguments or a mapping of them by keyword, on the model's device.
 
     Returns:
         Bytes. Gradients are off (but not in inference mode, which would hide the indices of max pooling).
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    call, inputs = read_call(model, example_inputs)
     meter = MemoryMeter(state_of(model))
     for tensor in inputs:
         meter.track(tensor)
     with torch.no_grad(), meter:
-        model(*inputs)
+        call.run(model, inputs)
     return meter.peak_bytes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from redistill.memory.conventions import Convention, find_convention
@@ -12,12 +13,13 @@ from redistill.memory.eager import profile_eager
 from redistill.memory.lifetimes import MemoryProfile, check_dtype, lifetimes, timeline
 from redistill.memory.order import lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
+from redistill.tracing.call import read_call
 from redistill.tracing.capture import capture
 
 
 def profile(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Any,
     convention: str | Convention = "deploy",
     dtype: str | None = None,
 ) -> MemoryProfile:
@@ -25,7 +27,8 @@ def profile(
 
     Args:
         model: any module; it is traced first unless it is a ``GraphModule`` (``eager`` needs no trace).
-        example_inputs: a tensor or a tuple of tensors; only shapes and types matter.
+        example_inputs: a tensor, a tuple of arguments or a mapping of them by keyword; of tensors only shapes and types
+            matter.
         convention: ``deploy``, ``arena``, ``graph``, ``eager`` or a :class:`Convention` of your own.
         dtype: count floating-point activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
 
@@ -33,14 +36,16 @@ def profile(
         ModelError: an unknown convention or type.
         TraceError: the model cannot be traced.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     counted = find_convention(convention)
     check_dtype(dtype)
-    if counted.of_module and not isinstance(model, GraphModule):
-        found = profile_eager(model, inputs, counted, dtype)
+    if isinstance(model, GraphModule):
+        _, inputs = read_call(model, example_inputs)
+        found = profile_record(record_graph(model, inputs, dtype), counted)
+    elif counted.of_module:
+        found = profile_eager(model, *read_call(model, example_inputs), counted, dtype)
     else:
-        graph_module = model if isinstance(model, GraphModule) else capture(model, inputs).graph_module
-        found = profile_record(record_graph(graph_module, inputs, dtype), counted)
+        captured = capture(model, example_inputs)
+        found = profile_record(record_graph(captured.graph_module, captured.inputs, dtype), counted)
     return replace(found, parameters=count_parameters(model), dtype=dtype)
 
 

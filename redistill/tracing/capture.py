@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from redistill.errors import ModelError, TraceError
 from redistill.internal.text import format_shapes
 from redistill.tracing import operators
+from redistill.tracing.call import Call, read_call, take_apart
 from redistill.tracing.canonicalize import CanonicalizePass
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.skeleton import build_graph_module, mode_of
@@ -26,16 +27,27 @@ from redistill.tracing.tracer import trace_graph
 
 @dataclass(frozen=True)
 class Capture:
-    """A teacher's graph over the teacher's own modules, and what a reader should know of how it was obtained."""
+    """A teacher's graph over the teacher's own modules, and what a reader should know of how it was obtained.
+
+    Attributes:
+        graph_module: takes tensors alone and returns them in plain tuples, lists and dicts.
+        inputs: the tensors of the example input, in the graph's order.
+        call: how the teacher itself is called, and what it returns.
+    """
 
     graph_module: GraphModule
     notes: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    call: Call
 
 
 def capture(
-    model: nn.Module, inputs: Sequence[Tensor], leaf_modules: Iterable[type[nn.Module]] = (), check: bool = True
+    model: nn.Module, example_input: Any, leaf_modules: Iterable[type[nn.Module]] = (), check: bool = True
 ) -> Capture:
-    """Trace ``model`` for ``inputs`` and check the graph.
+    """Trace ``model`` for an example input and check the graph.
+
+    The example is a tensor, a tuple or list of arguments (lists, tuples and dicts of tensors among them), or a mapping
+    of arguments by keyword. What in it is no tensor is a constant of the graph.
 
     Accepted is a graph in which every strided convolution and batch norm is visible, which is the same in train and
     eval mode, and whose outputs equal the model's own at the example size and at another size and batch size.
@@ -45,41 +57,43 @@ def capture(
         TraceError: the model cannot be traced, or its graph fails a check; the message names module, file and line.
     """
     leaf_modules = tuple(leaf_modules)
+    call, inputs = read_call(model, example_input)
     with mode_of(model, training=False):
         try:
-            graph, opaque, skeleton = trace_graph(model, inputs, leaf_modules)
+            graph, opaque, skeleton = trace_graph(model, inputs, leaf_modules, call)
         except TraceError:
-            _check_runs(model, inputs)
+            _check_runs(model, call, inputs)
             raise
-    notes = _compare_modes(model, graph, inputs, leaf_modules) if check else ()
+    call = replace(call, result=graph.output_node().meta["result"])
+    notes = _compare_modes(model, graph, call, inputs, leaf_modules) if check else ()
     with mode_of(model, training=False):
         _check_visible(model, opaque)
         graph_module = build_graph_module(model, graph, skeleton)
         CanonicalizePass()(graph_module)
         graph_module.training = False
         if check:
-            check_outputs(model, graph_module, inputs)
+            check_outputs(model, graph_module, call, inputs)
     notes += tuple(f"{path} stays one node: {reason}" for path, reason in opaque.items())
-    return Capture(graph_module, notes)
+    return Capture(graph_module, notes, inputs, call)
 
 
-def _check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _check_runs(model: nn.Module, call: Call, inputs: Sequence[Tensor]) -> None:
     """Is it the model and its input that do not fit, rather than the trace?"""
     shapes = format_shapes(inputs)
     try:
         with torch.no_grad():
-            model(*inputs)
+            call.run(model, inputs)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{type(model).__name__} does not run on an input of {shapes}: {reason}") from error
 
 
 def _compare_modes(
-    model: nn.Module, graph: Graph, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]
+    model: nn.Module, graph: Graph, call: Call, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]
 ) -> tuple[str, ...]:
     """Equal graphs, or a train graph that only has more in it (auxiliary heads, which inference has not)."""
     with mode_of(model, training=True):
-        train_graph, _, _ = trace_graph(model, inputs, leaf_modules)
+        train_graph, _, _ = trace_graph(model, inputs, leaf_modules, call)
     ours, theirs = _operations(graph), _operations(train_graph)
     if _embeds(ours, theirs):
         extra = [str(n.target) for n in theirs if n.op == "call_module"]
@@ -150,7 +164,7 @@ def _check_visible(model: nn.Module, opaque: dict[str, str]) -> None:
                 )
 
 
-def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
+def check_outputs(model: nn.Module, graph_module: GraphModule, call: Call, inputs: Sequence[Tensor]) -> None:
     """Compare graph and model, both in eval mode, at two other sizes and another batch size.
 
     The trace was recorded at the example size, so it is there that it could not be wrong by itself; that size is tried
@@ -159,17 +173,17 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[
     Raises:
         TraceError: outputs differ.
     """
-    compared = [_compare(model, graph_module, trial) for trial in _other_sizes(inputs)]
+    compared = [_compare(model, graph_module, call, trial) for trial in _other_sizes(inputs)]
     if not any(compared):
-        _compare(model, graph_module, tuple(_random_like(x, x.shape) for x in inputs))
+        _compare(model, graph_module, call, tuple(_random_like(x, x.shape) for x in inputs))
 
 
-def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, ...]) -> bool:
+def _compare(model: nn.Module, graph_module: GraphModule, call: Call, trial: tuple[Tensor, ...]) -> bool:
     """Whether the model takes an input of this size; if it does, the graph must yield the same."""
     shapes = format_shapes(trial)
     with torch.no_grad():
         try:
-            expected = model(*trial)
+            expected = take_apart(call.run(model, trial))[0]
         except Exception:
             return False
         try:
@@ -186,10 +200,7 @@ def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, .
 
 
 def _equal(expected: Any, found: Any) -> bool:
-    left, right = (
-        [x for x in tree_leaves(dict(v) if isinstance(v, dict) else v) if isinstance(x, Tensor)]
-        for v in (expected, found)
-    )
+    left, right = ([x for x in tree_leaves(value) if isinstance(x, Tensor)] for value in (expected, found))
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
         for a, b in zip(left, right, strict=True)

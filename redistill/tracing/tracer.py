@@ -13,6 +13,7 @@ import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from redistill.errors import TraceError
+from redistill.tracing.call import Call, read_call
 from redistill.tracing.guards import Guard, mark_guards, user_frame
 from redistill.tracing.skeleton import evaluate, make_skeleton, to_meta
 
@@ -147,11 +149,12 @@ class ValueTracer(Tracer):
         self.evaluating = False
         self.proxy_buffer_attributes = True
 
-    def run(self, skeleton: nn.Module, inputs: tuple[Any, ...]) -> Graph:
-        """Trace ``skeleton`` (tensors on meta) for ``inputs`` (on meta) and drop what nothing reads."""
-        self.inputs = inputs
+    def run(self, skeleton: nn.Module, call: Call, inputs: tuple[Any, ...]) -> Graph:
+        """Trace ``skeleton`` (tensors on meta) called so with ``inputs`` (on meta) and drop what nothing reads."""
+        self.call, self.inputs, self.result = call, inputs, None
         with torch.no_grad(), _recorded_factories(self), _RecordFunctions(self):
             graph = self.trace(skeleton)
+        graph.output_node().meta["result"] = self.result
         mark_guards(graph)
         for node in graph.nodes:
             if isinstance(self.values.get(node), Tensor):
@@ -162,14 +165,18 @@ class ValueTracer(Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """One placeholder for each example input, named as in the signature; the others keep their defaults."""
-        names = _parameter_names(root_fn, len(self.inputs))
-        args: list[Any] = [self.root]
-        for name, value in zip(names, self.inputs, strict=True):
+        """One placeholder for each tensor, in the place that it has among the arguments."""
+        proxies = []
+        for name, value in zip(self.call.names, self.inputs, strict=True):
             node = self.create_node("placeholder", name, (), {})
             self.values[node] = value
-            args.append(self.proxy(node))
-        return root_fn, args
+            proxies.append(self.proxy(node))
+
+        def forward(root: nn.Module, *tensors: Any) -> Any:
+            output, self.result = self.call.trace(partial(root_fn, root), tensors)
+            return output
+
+        return forward, [self.root, *proxies]
 
     def proxy(self, node: Node) -> ValueProxy:
         """Wrap ``node``; its value must be known."""
@@ -260,29 +267,30 @@ class ValueTracer(Tracer):
 
 
 def trace_graph(
-    module: nn.Module, inputs: Sequence[Any], leaf_modules: Iterable[type[nn.Module]] = ()
+    module: nn.Module,
+    inputs: Sequence[Any],
+    leaf_modules: Iterable[type[nn.Module]] = (),
+    call: Call | None = None,
 ) -> tuple[Graph, dict[str, str], nn.Module]:
-    """Trace ``module`` in the mode it is in; returns the graph, the opaque modules and the skeleton with constants."""
+    """Trace ``module`` in the mode it is in, called with the tensors ``inputs`` (in order, or as ``call`` says).
+
+    Returns:
+        The graph (the output's classes in its output node's meta), the opaque modules, and the skeleton with constants.
+
+    Raises:
+        TraceError: the module cannot be traced; the message names the line.
+    """
     tracer = ValueTracer(leaf_modules)
     skeleton = make_skeleton(module)
     try:
-        graph = tracer.run(skeleton, tuple(to_meta(x) for x in inputs))
+        call = call or read_call(module, inputs)[0]
+        graph = tracer.run(skeleton, call, tuple(to_meta(x) for x in inputs))
     except Exception as error:
         raise TraceError(
             f"{type(module).__name__} cannot be traced: {_describe(error)}. Control flow that depends on the data has "
             "no graph; move it into a module of its own and name its class in leaf_modules=, or wrap the model"
         ) from error
     return graph, tracer.opaque, skeleton
-
-
-def _parameter_names(forward: Callable[..., Any], count: int) -> list[str]:
-    parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
-    if len(names) < count and any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        names += [f"input_{i}" for i in range(len(names), count)]
-    if len(names) < count:
-        raise TypeError(f"forward takes {len(names)} inputs, {count} were given")
-    return names
 
 
 def _reads_training(module: nn.Module) -> bool:

@@ -59,8 +59,8 @@ def _transform(row: Row, model: nn.Module, inputs: Any) -> None:
     row.taps = len(record_of(student).taps)
     problem = verify(model, student, analysis)
     row.outcome, row.reason = ("wrong", problem) if problem else ("verified", "")
-    predicted = profile(student, analysis.inputs, "graph").peak_bytes
-    row.difference = measure(student.eval(), analysis.inputs) - predicted
+    example = analysis.call.example(analysis.inputs)
+    row.difference = measure(student.eval(), example) - profile(student, example, "graph").peak_bytes
 
 
 def _mildest(row: Row, model: nn.Module, analysis: Analysis) -> Student:
