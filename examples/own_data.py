@@ -1,6 +1,6 @@
 """Train on data of one's own: any two map-style data sets of (image, label) pairs will do.
 
-From the command line: PYTHONPATH=examples redistill train --config examples/own_data.yaml
+From the command line: PYTHONPATH=examples redistill train --trust --config examples/own_data.yaml
 """
 
 import torch
@@ -35,4 +35,4 @@ def open_shapes(config: DataConfig) -> Source:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(["--config", __file__.replace(".py", ".yaml"), "--set", "run.folder=shapes"]))
+    raise SystemExit(main(["--config", __file__.replace(".py", ".yaml"), "--trust", "--set", "run.folder=shapes"]))

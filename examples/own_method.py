@@ -1,6 +1,6 @@
 """Add a distillation method of one's own; no file of the library changes.
 
-It can also be named in a configuration: distillation.methods={"own_method:SortedLogits": {"weight": 2}}.
+It can also be named in a configuration: distillation.methods={"own_method:SortedLogits": {"weight": 2}}, with --trust.
 """
 
 import digits

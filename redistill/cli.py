@@ -48,7 +48,8 @@ def add_model_options(parser: argparse.ArgumentParser, counted_as: bool = True) 
         group.add_argument(
             "--dtype", choices=sorted(ITEM_SIZES), help="count activations in this type (default: as they are)"
         )
-    group.add_argument("--convention", choices=CONVENTIONS, default="deploy", help="default: %(default)s")
+    words = "|".join((*CONVENTIONS, "package.module:Name"))
+    group.add_argument("--convention", metavar=words, default="deploy", help="default: %(default)s")
     group.add_argument("--seed", type=int, default=0, help="of random weights (default: %(default)s)")
 
 

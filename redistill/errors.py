@@ -29,6 +29,10 @@ class PlanError(RedistillError):
     """A pooling plan that is not legal for the network."""
 
 
+class PassError(RedistillError):
+    """A graph pass that fails, cannot be found, or leaves a graph that does not hold."""
+
+
 class InfeasibleBudgetError(PlanError):
     """A budget below what any plan reaches; the message says what stands in the way."""
 

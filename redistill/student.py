@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,13 @@ class Student(GraphModule):
         return copied
 
     @classmethod
-    def load(cls, directory: str | Path, teacher: nn.Module | None = None) -> Student:
+    def load(
+        cls, directory: str | Path, teacher: nn.Module | None = None, trust: bool = False, *, passes: Iterable[Any] = ()
+    ) -> Student:
         """Load a saved student: :func:`redistill.load_student`."""
         from redistill.compiler.pipeline import load_student  # which makes students
 
-        return load_student(directory, teacher)
+        return load_student(directory, teacher, trust, passes=passes)
 
     def _deepcopy_init(self) -> Any:
         return Student.__init__

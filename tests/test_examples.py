@@ -13,9 +13,11 @@ MOST_LINES = 40
 HELPERS = {"digits"}
 SAYS = {
     "budget_sweep": r"4x  \d, .* of the work  9\d\.\d %[^!]* 100x  no student of Sequential fits",
+    "own_convention": r"deploy: 22,528 bytes.*\n *camera: 23,552 bytes",
     "own_data": r"last +\d+\.\d\d %",
     "own_loop": r"epoch 3: 9\d\.\d %",
     "own_method": r"'sorted/logits': \d+\.\d+",
+    "own_pass": r"4 activations replaced; .*\n9\d\.\d % after two epochs",
     "pretrained_and_folder": r"student, curves and log: run",
     "to_a_device": r"student\.pte: .* arena 5,632 bytes \(equal\)\nstudent_int8\.pte",
 }

@@ -362,7 +362,7 @@ def test_profiling_leaves_the_model_as_it_was():
 
 
 def test_an_unknown_convention_is_answered_with_the_known_ones():
-    with pytest.raises(ModelError, match=r"unknown convention 'peak'; choose from deploy, arena, graph, eager"):
+    with pytest.raises(ModelError, match=r"there is no convention 'peak'; choose from deploy, arena, graph, eager"):
         profile(nn.Identity(), image(1), "peak")
 
 

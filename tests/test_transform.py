@@ -242,9 +242,9 @@ def test_taps_that_do_not_fit_are_left_out_with_a_note():
 def test_wrong_wishes_are_named(teacher):
     with pytest.raises(BudgetError, match="cannot read the budget 'lots'"):
         redistill.transform(teacher, X, "lots")
-    with pytest.raises(ModelError, match="unknown objective 'speed'; one of macs, earliest"):
+    with pytest.raises(ModelError, match="no objective 'speed'; choose from macs, earliest"):
         redistill.transform(teacher, X, "4x", objective="speed")
-    with pytest.raises(ModelError, match="unknown convention 'real'"):
+    with pytest.raises(ModelError, match="no convention 'real'"):
         redistill.transform(teacher, X, "4x", "real")
     with pytest.raises(PlanError, match=r"has 5 stages \(conv1 32x32, .* but 2 factors were given"):
         redistill.transform(teacher, X, factors=(4, 2))

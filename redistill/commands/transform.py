@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("the student")
     group.add_argument("--budget", default="4x", help="4x, 25%%, 512KiB, 0.5MB or bytes (default: %(default)s)")
     group.add_argument(
-        "--objective", choices=OBJECTIVES, default="macs",
+        "--objective", default="macs", metavar="|".join((*OBJECTIVES, "package.module:Name")),
         help="macs: keep the most computation; earliest: pool in the stem, as the paper does (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
@@ -44,6 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--init", choices=("gentle", "default"), default="gentle", help="how RED blocks start (default: %(default)s)"
     )
+    group.add_argument(
+        "--pass", dest="passes", action="append", default=[], metavar="package.module:Name",
+        help="a torch.fx pass of your own, run after ours and verified; repeatable",
+    )  # fmt: skip
     group.add_argument("--reorder", action="store_true", help="first put operations into the order of least memory")
     add_model_options(parser)
     group = parser.add_argument_group("what to write")
@@ -67,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, inputs, weights = load(given)
     student = transform(
         model, inputs, given.budget, given.convention, given.objective, given.taps, factors,
-        dtype=given.dtype, init=given.init, reorder=given.reorder, model=given.model, weights=weights,
+        dtype=given.dtype, init=given.init, reorder=given.reorder, passes=given.passes,
+        model=given.model, weights=weights,
     ).eval()  # fmt: skip
     comparison = Student.comparison(student)
     if given.output:

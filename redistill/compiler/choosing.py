@@ -10,14 +10,15 @@ from redistill.compiler.analysis import Analysis
 from redistill.compiler.request import Request
 from redistill.compiler.rewriting import Rewritten, rewrite
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
+from redistill.internal.plugins import find
 from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
-    OBJECTIVES,
     Certificate,
     Objective,
     PlanningProblem,
+    as_objective,
     keep_most_macs,
     least_peak,
     plan_from_factors,
@@ -74,7 +75,7 @@ def carry_out(analysis: Analysis, factors: Sequence[int], request: Request) -> C
     """
     by_stage = expand(analysis, factors)
     taps = _taps(analysis, by_stage, request)
-    return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, request.init), None)
+    return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, request.init, request.passes), None)
 
 
 def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
@@ -93,14 +94,11 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
     return by_stage
 
 
-def _objective(name: str | Objective, analysis: Analysis) -> Objective:
-    if isinstance(name, Objective):
-        return name
-    if name == "macs":
-        return keep_most_macs()
-    if name == "earliest":
-        return pool_earliest([t.target for t in analysis.stages.transitions if t.kind == "stem"])
-    raise ModelError(f"unknown objective {name!r}; one of {', '.join(OBJECTIVES)}")
+def _objective(wanted: str | Objective, analysis: Analysis) -> Objective:
+    """Ours by its name, or one's own: an :class:`Objective`, or a function that gives its scores."""
+    stems = [t.target for t in analysis.stages.transitions if t.kind == "stem"]
+    known = {objective.name: objective for objective in (keep_most_macs(), pool_earliest(stems))}
+    return as_objective(find(wanted, known, "objective", ModelError) if isinstance(wanted, str) else wanted)
 
 
 def _problem(analysis: Analysis, with_taps: bool, restore_deepest: bool) -> PlanningProblem:
@@ -132,7 +130,7 @@ def _carry_out_within(
         taps = list(_taps(analysis, by_stage, request))
         dropped: list[str] = []
         while True:
-            rewritten = rewrite(analysis, by_stage, taps, request.init)
+            rewritten = rewrite(analysis, by_stage, taps, request.init, request.passes)
             if rewritten.profile.peak_bytes <= limit:
                 notes = (f"taps left out, their RED blocks do not fit: {', '.join(dropped)}",) if dropped else ()
                 return Choice(by_stage, tuple(taps), rewritten, None, notes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from redistill.errors import ModelError, PlanError, RedistillError, StudentError
 from redistill.memory.conventions import Convention
 from redistill.models import load_model
 from redistill.models.specs import require_trust
+from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.search import Objective, PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 from redistill.tracing.call import read_arguments
@@ -28,13 +30,14 @@ def transform(
     example_inputs: Any,
     budget: str | int | Budget = "4x",
     convention: str | Convention = "deploy",
-    objective: str | Objective = "macs",
+    objective: str | Objective | Callable[..., Any] = "macs",
     taps: str | Path | Sequence[Sequence[str]] = "auto",
     factors: Sequence[int] | None = None,
     *,
     dtype: str | None = None,
     init: str = "gentle",
     reorder: bool = False,
+    passes: Iterable[Any] = (),
     leaf_modules: Iterable[type[nn.Module]] = (),
     model: str | None = None,
     weights: str = "the teacher given",
@@ -47,20 +50,24 @@ def transform(
             (B, C, H, W); the budget holds for these shapes. What is no tensor in it is a constant of the student.
         budget: ``"4x"``, ``"25%"``, ``"512KiB"``, ``"0.5MB"`` or bytes.
         convention: how peak memory is counted: ``deploy``, ``arena``, ``graph``, ``eager`` or a :class:`Convention`.
-        objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does.
+        objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does; or
+            one's own, an ``Objective`` or a function of a problem that gives a score for each choice of each stage.
         taps: ``auto``, ``none``, pairs of places ``[("layer2.0 in", "layer3.0 in")]`` (the student's, the teacher's) or
             a YAML file of them; their RED blocks count within the budget.
         factors: explicit pooling factors, one for each stage in data-flow order; then the budget is not consulted.
         dtype: count activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         init: how RED blocks start, ``gentle`` or ``default`` (see ``redistill.models.red_block.REDBlock``).
         reorder: first put the operations into the order of least memory.
+        passes: ``torch.fx`` passes of one's own, run after ours; what they leave is verified, and counts.
         leaf_modules: classes that the trace must not enter.
         model: the spec the teacher was loaded from, kept in the recipe so that the student can be loaded without it.
         weights: where the teacher's weights come from, for the report.
 
     Raises:
-        BudgetError, ModelError, TraceError, PlanError, TapError: something given cannot be used.
+        BudgetError, ModelError, TraceError, PlanError, TapError, PassError: something given cannot be used.
         InfeasibleBudgetError: no plan fits; the message says what stands in the way.
+
+    Conventions, objectives and passes may also be given as ``package.module:Name``.
 
     Example:
         >>> import torch, torchvision
@@ -68,7 +75,7 @@ def transform(
         >>> print(transform(teacher, torch.zeros(1, 3, 64, 64), budget="4x", taps="none").plan)
         4, 2, 2, 2, 1: 0.313 -> 0.062 MiB (deploy), 41 % of the MACs
     """
-    request = Request.of(budget, factors, convention, objective, taps, init, dtype, reorder)
+    request = Request.of(budget, factors, convention, objective, taps, init, dtype, reorder, passes)
     analysis = analyze(teacher, example_inputs, request.convention, dtype, reorder, leaf_modules)
     return make_student(analysis, request, model, weights)
 
@@ -138,7 +145,9 @@ def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:
     return after[0].out_node if after else None
 
 
-def load_student(directory: str | Path, teacher: nn.Module | None = None, trust: bool = False) -> Student:
+def load_student(
+    directory: str | Path, teacher: nn.Module | None = None, trust: bool = False, *, passes: Iterable[Any] = ()
+) -> Student:
     """Load a saved student; it returns the same outputs to the bit.
 
     Args:
@@ -147,6 +156,7 @@ def load_student(directory: str | Path, teacher: nn.Module | None = None, trust:
             made of a module rather than of a model spec.
         trust: import the module that the folder names as its teacher's, which runs its code; providers of models that
             this library knows need no trust.
+        passes: the passes of one's own that it was made with, if any; a folder names them and runs none.
 
     Raises:
         StudentError: the folder is missing or damaged, or the teacher is not the one it was made of.
@@ -155,6 +165,7 @@ def load_student(directory: str | Path, teacher: nn.Module | None = None, trust:
     recipe = folder.read(path)
     teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"), trust)
     origin = _provenance(recipe, path)
+    origin = replace(origin, request=replace(origin.request, passes=_own_passes(recipe, passes, path)))
     student = _make_again(recipe, origin, teacher, path)
     folder.load_weights(student, path)
     if record_of(student).plan.peak_bytes != recipe["peak_bytes"]["student"]:
@@ -172,12 +183,24 @@ def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, 
     example = read_arguments(recipe["arguments"], tensors) if "arguments" in recipe else tensors
     try:
         found = Request.of(
-            factors=[stage["factor"] for stage in recipe["plan"]], taps=recipe["taps"], init=request.init
+            factors=[stage["factor"] for stage in recipe["plan"]],
+            taps=recipe["taps"],
+            init=request.init,
+            passes=request.passes,
         )
         analysis = analyze(teacher, example, request.convention, request.dtype, request.reorder, check=False)
         return build_student(analysis, carry_out(analysis, found.factors or (), found), origin)
     except (ModelError, PlanError, TapError) as error:
         raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
+
+
+def _own_passes(recipe: dict[str, Any], passes: Iterable[Any], path: Path) -> tuple[Pass, ...]:
+    """The passes that are given, which must be those that the recipe names."""
+    wanted, found = recipe["request"].get("passes", []), find_passes(passes)
+    if wanted != [pass_name(each) for each in found]:
+        named = ", ".join(map(str, wanted)) or "none"
+        raise StudentError(f"{path} was made with the passes {named}; give these: load_student(path, passes=[...])")
+    return found
 
 
 def _provenance(recipe: dict[str, Any], path: Path) -> Provenance:

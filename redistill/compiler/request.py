@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from redistill.errors import ModelError, PlanError
 from redistill.internal.suggestions import suggest
 from redistill.memory.conventions import CONVENTIONS, DEPLOY, Convention, find_convention
 from redistill.memory.lifetimes import check_dtype
-from redistill.planning.search import Objective
+from redistill.passes.running import Pass, find_passes, pass_name
+from redistill.planning.search import Objective, as_objective
 from redistill.planning.taps import TapPlaces, read_taps
 
 INITS = ("gentle", "default")
@@ -32,6 +33,7 @@ class Request:
         init: how RED blocks start, ``gentle`` or ``default``.
         dtype: the type that activations are counted in; None: as they are.
         reorder: whether operations are first put into the order of least memory.
+        passes: the user's own, run after ours.
 
     Example:
         >>> request = Request.of(budget="4x", convention="arena")
@@ -47,6 +49,7 @@ class Request:
     init: str = "gentle"
     dtype: str | None = None
     reorder: bool = False
+    passes: tuple[Pass, ...] = ()
 
     @classmethod
     def of(
@@ -54,16 +57,17 @@ class Request:
         budget: str | int | Budget | None = "4x",
         factors: Sequence[int] | None = None,
         convention: str | Convention = DEPLOY,
-        objective: str | Objective = "macs",
+        objective: str | Objective | Callable[..., Any] = "macs",
         taps: str | Path | Sequence[Sequence[str]] = "auto",
         init: str = "gentle",
         dtype: str | None = None,
         reorder: bool = False,
+        passes: Iterable[Any] = (),
     ) -> Request:
         """Read what a user writes: words, numbers, files and places.
 
         Raises:
-            BudgetError, ModelError, PlanError, TapError: what is given cannot be read; the message names it.
+            BudgetError, ModelError, PlanError, TapError, PassError: what is given cannot be read; the message names it.
         """
         if init not in INITS:
             raise ModelError(f"RED blocks cannot start {init!r}{suggest(init, INITS)}")
@@ -72,11 +76,12 @@ class Request:
             budget=None if factors is not None or budget is None else parse_budget(budget),
             factors=None if factors is None else _whole_numbers(factors),
             convention=find_convention(convention),
-            objective=objective,
+            objective=objective if isinstance(objective, str) else as_objective(objective),
             taps=_places(taps),
             init=init,
             dtype=dtype,
             reorder=reorder,
+            passes=find_passes(passes),
         )
 
     @property
@@ -102,20 +107,30 @@ class Request:
             "init": self.init,
             "dtype": self.dtype,
             "reorder": self.reorder,
+            "passes": [pass_name(each) for each in self.passes],
         }
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Request:
         """Read what :meth:`to_plain` wrote; what is not said is as by default.
 
+        Nothing is imported by a name that is written: what is read must not decide what is run. So passes are left out,
+        and a convention is one of ours or told in full.
+
         Raises:
             RedistillError: a value that cannot be used.
         """
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} - {"passes"}
         given = {key: value for key, value in data.items() if key in known}
-        if isinstance(given.get("convention"), Mapping):
-            given["convention"] = Convention(**given["convention"])
-        return cls.of(**given)
+        return cls.of(**{**given, "convention": _read_convention(given.get("convention", DEPLOY.name))})
+
+
+def _read_convention(written: Any) -> Convention:
+    if isinstance(written, Mapping):
+        return Convention(**written)
+    if not isinstance(written, str) or written not in CONVENTIONS:
+        raise ModelError(f"there is no convention {written!r}{suggest(str(written), CONVENTIONS)}")
+    return CONVENTIONS[written]
 
 
 def _whole_numbers(factors: Sequence[int]) -> tuple[int, ...]:

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from torch.fx import GraphModule
-from torch.fx.passes.infra.pass_manager import PassManager
 
 from redistill.compiler.analysis import Analysis
-from redistill.errors import PlanError, RedistillError
+from redistill.errors import PassError
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import count_parameters, profile_record
-from redistill.memory.recording import GraphRecord, record_graph
+from redistill.memory.recording import GraphRecord
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
 from redistill.passes.geometry import UnreachableGridError
 from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Resize, Restride
+from redistill.passes.running import Pass, pass_name, run_passes
 from redistill.passes.strip_guards import StripGuardsPass
+from redistill.passes.verify import VerifyPass
 from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
-from redistill.tracing.guards import guards_hold
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,42 @@ class Rewritten:
     record: GraphRecord
 
 
-def rewrite(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str = "gentle") -> Rewritten:
+def rewrite(
+    analysis: Analysis,
+    by_stage: Sequence[int],
+    taps: Sequence[Tap],
+    init: str = "gentle",
+    passes: Sequence[Pass] = (),
+) -> Rewritten:
     """Carry out the plan ``by_stage`` (one factor for each stage) and the taps on a copy of the teacher.
+
+    ``passes`` are the user's own, run after ours; what they leave is verified as ours is.
 
     Raises:
         PlanError: an operation cannot take its stride, a guard no longer holds, or an output changes its shape.
+        PassError: one of ``passes`` fails, or leaves a graph that does not hold.
     """
     student = _carry_out(analysis, by_stage, taps, init)
-    record = record_graph(student, analysis.inputs, analysis.dtype)
-    _verify(analysis, student, record)
+    verify = VerifyPass(analysis.inputs, analysis.stages.record.values["output"], analysis.dtype)
+    run_passes(student, [verify])
+    if passes:
+        student = _run_own(student, passes, verify)
     run_passes(student, [StripGuardsPass()])
-    found = profile_record(record, analysis.convention.of_graph)
-    return Rewritten(student, replace(found, parameters=count_parameters(student), dtype=analysis.dtype), record)
+    found = profile_record(verify.record, analysis.convention.of_graph)
+    return Rewritten(student, replace(found, parameters=count_parameters(student), dtype=analysis.dtype), verify.record)
+
+
+def _run_own(student: GraphModule, passes: Sequence[Pass], verify: VerifyPass) -> GraphModule:
+    """Run the user's passes; what is wrong afterwards is theirs, not the plan's."""
+    changed = run_passes(student, passes)
+    try:
+        changed.graph.lint()
+        changed.recompile()
+        run_passes(changed, [verify])
+    except Exception as error:
+        names = ", ".join(map(pass_name, passes))
+        raise PassError(f"after {names} the graph does not hold: {' '.join(str(error).split())[:300]}") from error
+    return changed
 
 
 def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str) -> GraphModule:
@@ -70,16 +94,6 @@ def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap],
 def _entrance(transition: Transition, analysis: Analysis) -> tuple[int, Grid]:
     """The stage that a transition enters, and the teacher's grid there: all that enters so must agree."""
     return transition.target, analysis.stages.growth.sides(transition.node)
-
-
-def run_passes(graph_module: GraphModule, passes: list[object]) -> None:
-    """Run ``passes`` by torch.fx's pass manager, in place; our own errors come through as they are."""
-    try:
-        PassManager(passes)(graph_module)  # type: ignore[arg-type]
-    except Exception as error:
-        if isinstance(error.__cause__, RedistillError):
-            raise error.__cause__ from None
-        raise
 
 
 def annotate(
@@ -116,12 +130,3 @@ def restride(
     if strides == transition.strides and entrance not in smaller:
         return None
     return Restride(strides, smaller.get(entrance) or coarse(entrance[1], target), transition.axes)
-
-
-def _verify(analysis: Analysis, student: GraphModule, record: GraphRecord) -> None:
-    broken = guards_hold(student, record.values)
-    if broken is not None:
-        raise PlanError(f"control flow at {broken} would take another branch on the student's grids")
-    before, after = (r.values["output"] for r in (analysis.stages.record, record))
-    if before != after:
-        raise PlanError(f"the output would change from {before} to {after}")

@@ -21,13 +21,16 @@ def check_trust(config: Any, place: object, trust: bool) -> None:
         trust: whether the user trusts that place.
 
     Raises:
-        TrustError: it names a model, a data set or a method that would be imported.
+        TrustError: it names a model, a data set, a method, an objective or a convention that would be imported.
     """
     if trust:
         return
     for where, section in _sections(config, ""):
         if isinstance(section, (TeacherConfig, StudentConfig)) and section.model is not None:
             require_trust(section.model, f"{place} ({where}.model)", trust)
+        if isinstance(section, StudentConfig):
+            _refuse_path(section.objective, f"{place} ({where}.objective)")
+            _refuse_path(section.convention, f"{place} ({where}.convention)")
         if isinstance(section, DataConfig):
             _refuse_path(section.name, f"{place} ({where}.name)")
         if isinstance(section, DistillationConfig):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redistill.errors import ModelError
-from redistill.internal.suggestions import suggest
+from redistill.internal.plugins import find
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ CONVENTIONS = {convention.name: convention for convention in (DEPLOY, ARENA, GRA
 
 
 def find_convention(convention: str | Convention) -> Convention:
-    """Return the convention of that name; a :class:`Convention` is its own.
+    """Return the convention of that name, or what ``package.module:Name`` names; a :class:`Convention` is its own.
 
     Raises:
         ModelError: no such name; the message lists those there are.
@@ -90,8 +90,7 @@ def find_convention(convention: str | Convention) -> Convention:
         >>> find_convention("arena").overwrites
         False
     """
-    if isinstance(convention, Convention):
-        return convention
-    if convention not in CONVENTIONS:
-        raise ModelError(f"unknown convention {convention!r}{suggest(convention, CONVENTIONS)}")
-    return CONVENTIONS[convention]
+    found = find(convention, CONVENTIONS, "convention", ModelError) if isinstance(convention, str) else convention
+    if not isinstance(found, Convention):
+        raise ModelError(f"{convention!r} is a {type(found).__name__}; give a word or a redistill.Convention")
+    return found

@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from redistill.errors import PassError
 from redistill.models.red_block import REDBlock, trace_block
 from redistill.tracing.operators import module_path
 
@@ -48,6 +49,14 @@ class AttachTapsPass(PassBase):
         if orders:
             graph_module.recompile()
         return PassResult(graph_module, bool(orders))
+
+    def ensures(self, graph_module: GraphModule) -> None:
+        """Check that each RED block is read and stands where its input is there."""
+        standing = {node.meta["tap"] for node in graph_module.graph.nodes if "tap" in node.meta}
+        lost = sorted(red_blocks(graph_module).keys() - standing)
+        if lost:
+            raise PassError(f"attach taps: the RED blocks {', '.join(lost)} stand nowhere in the graph")
+        graph_module.graph.lint()
 
 
 def _lay(graph_module: GraphModule, node: Node, order: TapOrder, init: str) -> None:

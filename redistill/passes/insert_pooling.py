@@ -22,6 +22,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from redistill.errors import PlanError
 from redistill.internal.text import format_shape
 from redistill.memory.recording import ShapeInterpreter
+from redistill.passes.checks import require_shapes
 from redistill.passes.enlarging import scale_size, shuffle
 from redistill.passes.geometry import Fit, UnreachableGridError, refit, widen
 from redistill.tracing.operators import name_of, slices_of
@@ -71,6 +72,10 @@ class InsertPoolingPass(PassBase):
     adapted just before it runs. Weights stay as they are. A module that is called at several places is copied (weights
     shared) for the calls that change.
     """
+
+    def requires(self, graph_module: GraphModule) -> None:
+        """Check that the inputs' shapes are known."""
+        require_shapes(graph_module, "insert pooling")
 
     def call(self, graph_module: GraphModule) -> PassResult:
         """Rewrite ``graph_module`` in place.

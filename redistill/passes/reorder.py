@@ -9,6 +9,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from redistill.memory.conventions import Convention, find_convention
 from redistill.memory.order import best_order
 from redistill.memory.recording import record_graph
+from redistill.passes.checks import require_shapes
 from redistill.tracing.guards import is_guard_only
 
 
@@ -22,6 +23,14 @@ class ReorderPass(PassBase):
         super().__init__()
         self.convention = find_convention(convention)
 
+    def requires(self, graph_module: GraphModule) -> None:
+        """Check that the inputs' shapes are known."""
+        require_shapes(graph_module, "reorder")
+
+    def ensures(self, graph_module: GraphModule) -> None:
+        """Check that every value is there before it is read."""
+        graph_module.graph.lint()
+
     def call(self, graph_module: GraphModule) -> PassResult:
         """Rewrite ``graph_module`` in place."""
         placeholders = graph_module.graph.find_nodes(op="placeholder")
@@ -32,7 +41,6 @@ class ReorderPass(PassBase):
         if order.positions == tuple(range(len(names))):
             return PassResult(graph_module, False)
         _arrange(graph_module, names)
-        graph_module.graph.lint()
         graph_module.recompile()
         return PassResult(graph_module, True)
 

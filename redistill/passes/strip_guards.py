@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from redistill.errors import PassError
 from redistill.tracing.guards import is_guard_only
 
 
@@ -22,3 +23,10 @@ class StripGuardsPass(PassBase):
         if modified:
             graph_module.recompile()
         return PassResult(graph_module, modified)
+
+    def ensures(self, graph_module: GraphModule) -> None:
+        """Check that no guard is left and that nothing else was torn out."""
+        left = [node.name for node in graph_module.graph.nodes if "guard" in node.meta or is_guard_only(node)]
+        if left:
+            raise PassError(f"strip guards: {', '.join(left)} are left")
+        graph_module.graph.lint()

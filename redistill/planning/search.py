@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 
-from redistill.errors import PlanError
+from redistill.errors import ModelError, PlanError
 from redistill.internal.text import MIB
 
 FACTORS = (1, 2, 4, 8, 16)
@@ -160,10 +161,38 @@ def pool_earliest(stems: Sequence[int]) -> Objective:
 OBJECTIVES = ("macs", "earliest")
 
 
+def as_objective(given: Any) -> Objective:
+    """Take an objective, or a function that gives its scores: of a problem, one array for each stage's choices.
+
+    Raises:
+        ModelError: neither.
+
+    Example:
+        >>> as_objective(lambda problem: problem.macs).name
+        '<lambda>'
+    """
+    if isinstance(given, Objective):
+        return given
+    if not callable(given):
+        raise ModelError(f"{given!r} is no objective; give a word, an Objective, or a function that gives its scores")
+    return Objective(getattr(given, "__name__", type(given).__name__), given)
+
+
 def solve(problem: PlanningProblem, limit: float, objective: Objective) -> Solution | None:
     """The feasible plan of highest score, ties going to the lower peak, then to pooling earlier; None if none fits."""
-    search = _Search(problem, objective.scores(problem), _allowed(problem, objective))
+    search = _Search(problem, _scores(problem, objective), _allowed(problem, objective))
     return search.run(limit)
+
+
+def _scores(problem: PlanningProblem, objective: Objective) -> tuple[np.ndarray, ...]:
+    found = tuple(np.asarray(scores, dtype=float) for scores in objective.scores(problem))
+    wanted = [(len(choices),) for choices in problem.choices]
+    if [scores.shape for scores in found] != wanted:
+        raise ModelError(
+            f"the objective {objective.name} must give one score for each choice of each stage, "
+            f"arrays of {wanted}, and gives {[scores.shape for scores in found]}"
+        )
+    return found
 
 
 def least_peak(problem: PlanningProblem) -> Solution | None:

@@ -35,7 +35,8 @@ class Experiment(ABC, Generic[Config]):
     Attributes:
         config: the whole configuration.
         folder: the run's folder.
-        trust: whether models may be imported that the configuration names as ``package.module:function``.
+        trust: whether that may be imported which the configuration names as ``package.module:Name``: models, data sets,
+            methods, objectives, conventions.
         data: the images.
     """
 

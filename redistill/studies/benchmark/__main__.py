@@ -18,7 +18,6 @@ from redistill.cli import (
     write_json,
 )
 from redistill.errors import RedistillError
-from redistill.memory.conventions import CONVENTIONS
 from redistill.studies.benchmark.backends import BACKENDS
 from redistill.studies.benchmark.measuring import Options, benchmark
 from redistill.studies.benchmark.pair import Pair, make_pair, read_pair
@@ -57,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--budget", metavar="4x", help="make the student for this budget (default: 4x)")
     group.add_argument("--input", metavar="CxHxW", help="input shape (default: the model's)")
     group.add_argument("--weights", metavar="FILE", help="the teacher's state dict, 'pretrained' or 'random'")
-    group.add_argument("--convention", choices=CONVENTIONS, help="of the budget (default: deploy)")
+    group.add_argument("--convention", metavar="NAME", help="of the budget (default: deploy)")
     add_trust_option(parser)
     group = parser.add_argument_group("what to time")
     group.add_argument(
