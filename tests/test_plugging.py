@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 import redistill
+from redistill.compiler.request import Request
 from redistill.config.files import load
 from redistill.config.settings import ClassifierConfig
 from redistill.errors import InfeasibleBudgetError, ModelError, PassError, StudentError, TrustError
@@ -150,12 +151,10 @@ def test_a_convention_of_ones_own_counts_and_is_kept(teacher, tmp_path, given):
     assert again.provenance.request.convention == PINNED
 
 
-def test_a_folder_imports_nothing(teacher, tmp_path):
-    redistill.transform(teacher, IMAGES, budget="2x").save(tmp_path / "student")
-    recipe = tmp_path / "student" / "student.yaml"
-    recipe.write_text(recipe.read_text().replace("convention: deploy", "convention: antigravity:fly"))
-    with pytest.raises(StudentError, match="no convention 'antigravity:fly'"):
-        redistill.load_student(tmp_path / "student", teacher)
+def test_a_request_that_is_read_imports_nothing():
+    with pytest.raises(ModelError, match="no convention 'antigravity:fly'"):
+        Request.from_plain({"convention": "antigravity:fly"})
+    assert Request.from_plain({"passes": ["antigravity:fly"]}).passes == ()
 
 
 def test_an_infeasible_budget_is_not_the_passes_fault(teacher):
