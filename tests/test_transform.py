@@ -242,7 +242,7 @@ def test_taps_that_do_not_fit_are_left_out_with_a_note():
 def test_wrong_wishes_are_named(teacher):
     with pytest.raises(BudgetError, match="cannot read the budget 'lots'"):
         redistill.transform(teacher, X, "lots")
-    with pytest.raises(ModelError, match="no objective 'speed'; choose from macs, earliest"):
+    with pytest.raises(ModelError, match="no objective 'speed'; choose from macs, earliest, fidelity"):
         redistill.transform(teacher, X, "4x", objective="speed")
     with pytest.raises(ModelError, match="no convention 'real'"):
         redistill.transform(teacher, X, "4x", "real")

@@ -6,9 +6,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_model_options, check_writable, load, run, write_json
+from torch import Tensor, nn
+
+from redistill.cli import (
+    CONVENTION_HELP,
+    MODEL_HELP,
+    add_model_options,
+    check_writable,
+    load,
+    positive,
+    run,
+    write_json,
+)
 from redistill.compiler.pipeline import transform
-from redistill.errors import PlanError
+from redistill.data.calibration import find_preparation, override, read_calibration
+from redistill.errors import ModelError, PlanError
 from redistill.memory.meter import measure
 from redistill.planning.search import OBJECTIVES
 from redistill.report import plot, to_json, write_page
@@ -35,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--budget", default="4x", help="4x, 25%%, 512KiB, 0.5MB or bytes (default: %(default)s)")
     group.add_argument(
         "--objective", default="macs", metavar="|".join((*OBJECTIVES, "package.module:Name")),
-        help="macs: keep the most computation; earliest: pool in the stem, as the paper does (default: %(default)s)",
+        help="macs: keep the most computation; earliest: pool in the stem, as the paper does; fidelity: agree best "
+        "with the teacher on the pictures of --calibration (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
     group.add_argument(
@@ -50,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--reorder", action="store_true", help="first put operations into the order of least memory")
     add_model_options(parser)
+    add_calibration_options(parser)
     group = parser.add_argument_group("what to write")
     group.add_argument("--output", metavar="DIR", help="save the student here (recipe and safetensors)")
     group.add_argument(
@@ -63,6 +77,39 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_calibration_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which pictures a student is fitted to, and how they are prepared."""
+    group = parser.add_argument_group("pictures to fit the student to, without labels")
+    group.add_argument("--calibration", metavar="FOLDER", help="pictures, in the folder or below")
+    group.add_argument("--pictures", type=positive, default=256, metavar="N", help="at most (default: %(default)s)")
+    group.add_argument(
+        "--resize", type=positive, metavar="SIDE",
+        help="shorter side before the central crop (default: the model's own, else 8/7 of the input's)",
+    )  # fmt: skip
+    group.add_argument("--mean", metavar="0.485,0.456,0.406", help="of each channel (default: the model's own)")
+    group.add_argument("--std", metavar="0.229,0.224,0.225", help="of each channel (default: the model's own)")
+    group.add_argument(
+        "--time-limit", type=positive, default=600, metavar="SECONDS",
+        help="fidelity tries no further plan after these (default: %(default)s)",
+    )  # fmt: skip
+
+
+def calibration_of(given: argparse.Namespace, model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """The pictures asked for, as inputs of the model; None if there are none.
+
+    Raises:
+        DataError, ModelError: they cannot be read, or the model takes none.
+    """
+    if given.calibration is None:
+        return None
+    if len(inputs) > 1:
+        raise ModelError(
+            f"{given.model} takes {len(inputs)} inputs, not pictures alone; use transform(calibration=...)"
+        )
+    preparation = override(find_preparation(given.model, model), given.resize, given.mean, given.std)
+    return read_calibration(given.calibration, inputs[0], preparation, given.pictures)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     given = build_parser().parse_args(arguments)
@@ -73,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, inputs, given.budget, given.convention, given.objective, given.taps, factors,
         dtype=given.dtype, init=given.init, reorder=given.reorder, passes=given.passes,
         model=given.model, weights=weights,
+        calibration=calibration_of(given, model, inputs), time_limit=given.time_limit,
     ).eval()  # fmt: skip
     comparison = Student.comparison(student)
     if given.output:

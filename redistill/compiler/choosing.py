@@ -15,6 +15,7 @@ from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
+    FIDELITY,
     Certificate,
     Objective,
     PlanningProblem,
@@ -57,7 +58,7 @@ def choose(analysis: Analysis, request: Request) -> Choice:
     goal = _objective(request.objective, analysis)
     attempts = [(True, True), (False, True), (True, False), (False, False)]
     for with_taps, restore in attempts if request.taps == "auto" else [(False, True), (False, False)]:
-        problem = _problem(analysis, with_taps, restore)
+        problem = planning_problem(analysis, with_taps, restore)
         found = _first_that_holds(analysis, problem, limit, goal, request, drop_taps=not with_taps)
         if found is not None:
             notes = found.notes
@@ -97,11 +98,16 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
 def _objective(wanted: str | Objective, analysis: Analysis) -> Objective:
     """Ours by its name, or one's own: an :class:`Objective`, or a function that gives its scores."""
     stems = [t.target for t in analysis.stages.transitions if t.kind == "stem"]
-    known = {objective.name: objective for objective in (keep_most_macs(), pool_earliest(stems))}
-    return as_objective(find(wanted, known, "objective", ModelError) if isinstance(wanted, str) else wanted)
+    known: dict[str, Objective | None] = {o.name: o for o in (keep_most_macs(), pool_earliest(stems))}
+    known[FIDELITY] = None  # no score of plans: it is measured
+    found = find(wanted, known, "objective", ModelError) if isinstance(wanted, str) else wanted
+    if found is None:
+        raise ModelError(f"the objective {FIDELITY} compares students on images; use transform(calibration=images)")
+    return as_objective(found)
 
 
-def _problem(analysis: Analysis, with_taps: bool, restore_deepest: bool) -> PlanningProblem:
+def planning_problem(analysis: Analysis, with_taps: bool = False, restore_deepest: bool = False) -> PlanningProblem:
+    """The plans of a teacher, with the memory of RED blocks or without; the deepest stage may keep its grid."""
     choices = candidate_factors(analysis.stages, restore_deepest)
     model = ScalingModel(analysis.stages, analysis.convention, choices)
     return model.problem(analysis.crossings if with_taps else ())
@@ -116,16 +122,20 @@ def _first_that_holds(
         if solution is None:
             return None
         by_stage = problem.factors(solution.plan)
-        found = _carry_out_within(analysis, by_stage, limit, request, drop_taps)
+        found = carry_out_within(analysis, by_stage, limit, request, drop_taps)
         if found is not None:
             return replace(found, certificate=replace(solution.certificate, excluded=len(problem.excluded)))
         problem = replace(problem, excluded=problem.excluded | {solution.plan})
     return None
 
 
-def _carry_out_within(
-    analysis: Analysis, by_stage: tuple[int, ...], limit: int, request: Request, drop_taps: bool
+def carry_out_within(
+    analysis: Analysis, by_stage: tuple[int, ...], limit: int, request: Request, drop_taps: bool = True
 ) -> Choice | None:
+    """The student with these factors, one for each stage; None if no student with them stays within ``limit`` bytes.
+
+    With ``drop_taps``, automatic taps that do not fit are left out, the costliest first.
+    """
     try:
         taps = list(_taps(analysis, by_stage, request))
         dropped: list[str] = []
@@ -168,7 +178,7 @@ def explain(analysis: Analysis, limit: int) -> str:
 
 def smallest(analysis: Analysis) -> tuple[tuple[int, ...], MemoryProfile]:
     """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do."""
-    problem = _problem(analysis, with_taps=False, restore_deepest=False)
+    problem = planning_problem(analysis, with_taps=False, restore_deepest=False)
     for _ in range(MAX_ATTEMPTS):
         solution = least_peak(problem)
         if solution is None:

@@ -8,19 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from redistill import recipe as folder
 from redistill.budget import Budget
 from redistill.compiler.analysis import Analysis, analyze
 from redistill.compiler.choosing import Choice, carry_out, choose
+from redistill.compiler.fidelity import check_calibration, choose_by_fidelity
+from redistill.compiler.fitting.fitter import fit_graphs
 from redistill.compiler.request import Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
 from redistill.models import load_model
 from redistill.models.specs import require_trust
 from redistill.passes.running import Pass, find_passes, pass_name
-from redistill.planning.search import Objective, PoolingPlan
+from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 from redistill.tracing.call import read_arguments
 
@@ -41,6 +43,8 @@ def transform(
     leaf_modules: Iterable[type[nn.Module]] = (),
     model: str | None = None,
     weights: str = "the teacher given",
+    calibration: Tensor | tuple[Tensor, ...] | None = None,
+    time_limit: float = 600.0,
 ) -> Student:
     """Rewrite ``teacher`` into a student whose peak activation memory fits ``budget``.
 
@@ -50,8 +54,9 @@ def transform(
             (B, C, H, W); the budget holds for these shapes. What is no tensor in it is a constant of the student.
         budget: ``"4x"``, ``"25%"``, ``"512KiB"``, ``"0.5MB"`` or bytes.
         convention: how peak memory is counted: ``deploy``, ``arena``, ``graph``, ``eager`` or a :class:`Convention`.
-        objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does; or
-            one's own, an ``Objective`` or a function of a problem that gives a score for each choice of each stage.
+        objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does,
+            ``fidelity`` fits the plans worth trying to the teacher and takes the one that agrees with it best; or one's
+            own, an ``Objective`` or a function of a problem that gives a score for each choice of each stage.
         taps: ``auto``, ``none``, pairs of places ``[("layer2.0 in", "layer3.0 in")]`` (the student's, the teacher's) or
             a YAML file of them; their RED blocks count within the budget.
         factors: explicit pooling factors, one for each stage in data-flow order; then the budget is not consulted.
@@ -62,6 +67,10 @@ def transform(
         leaf_modules: classes that the trace must not enter.
         model: the spec the teacher was loaded from, kept in the recipe so that the student can be loaded without it.
         weights: where the teacher's weights come from, for the report.
+        calibration: images (N, C, H, W) without labels, or a tuple of all that the network is called with, to which the
+            student is fitted (see :func:`redistill.fit`): the student of every objective to all of them; with
+            ``fidelity`` to every second one, and the others judge.
+        time_limit: seconds after which ``fidelity`` tries no further plan; a note says how many were left.
 
     Raises:
         BudgetError, ModelError, TraceError, PlanError, TapError, PassError: something given cannot be used.
@@ -77,19 +86,24 @@ def transform(
     """
     request = Request.of(budget, factors, convention, objective, taps, init, dtype, reorder, passes)
     analysis = analyze(teacher, example_inputs, request.convention, dtype, reorder, leaf_modules)
-    return make_student(analysis, request, model, weights)
+    return make_student(analysis, request, model, weights, calibration, time_limit)
 
 
 def make_student(
-    analysis: Analysis, request: Request, model: str | None = None, weights: str = "the teacher given"
+    analysis: Analysis,
+    request: Request,
+    model: str | None = None,
+    weights: str = "the teacher given",
+    calibration: Tensor | tuple[Tensor, ...] | None = None,
+    time_limit: float = 600.0,
 ) -> Student:
-    """Make the student that ``request`` asks for of a teacher that is already analysed.
+    """Make the student that ``request`` asks for of a teacher that is already analysed; arguments as :func:`transform`.
 
     Raises:
         PlanError, TapError, InfeasibleBudgetError: as :func:`transform`.
     """
     started = time.perf_counter()
-    choice = choose(analysis, request)
+    choice = _choose(analysis, request, calibration, time_limit)
     origin = Provenance(
         teacher=analysis.name,
         model=model,
@@ -100,6 +114,20 @@ def make_student(
         seconds=analysis.seconds + time.perf_counter() - started,
     )
     return build_student(analysis, choice, origin)
+
+
+def _choose(
+    analysis: Analysis, request: Request, calibration: Tensor | tuple[Tensor, ...] | None, time_limit: float
+) -> Choice:
+    """The choice that the request asks for, fitted where there are images."""
+    if request.goal == FIDELITY:
+        return choose_by_fidelity(analysis, request, calibration, time_limit)
+    if calibration is None:
+        return choose(analysis, request)
+    images = check_calibration(calibration, analysis.inputs)
+    choice = choose(analysis, request)
+    report = fit_graphs(choice.rewritten.graph_module, analysis.graph_module, images)
+    return replace(choice, notes=(*choice.notes, f"{report}, on {len(images[0])} images"))
 
 
 def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Student:

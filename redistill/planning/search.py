@@ -158,7 +158,8 @@ def pool_earliest(stems: Sequence[int]) -> Objective:
     return Objective("earliest", scores, falling=True, stems=frozenset(stems))
 
 
-OBJECTIVES = ("macs", "earliest")
+FIDELITY = "fidelity"
+OBJECTIVES = ("macs", "earliest", FIDELITY)
 
 
 def as_objective(given: Any) -> Objective:

@@ -104,15 +104,26 @@ def fit(
     images = len(inputs[0]) if inputs else 0
     if images < 2:
         raise ModelError(f"fitting needs two images or more, not {images}; some hundreds are better")
+    with mode_of(teacher, training=False):
+        graph_module = capture(teacher, [value[:2] for value in inputs], check=False).graph_module
+        return fit_graphs(student, graph_module, inputs, ridge, memory)
+
+
+@torch.no_grad()
+def fit_graphs(
+    student: GraphModule,
+    teacher: GraphModule,
+    inputs: tuple[Tensor, ...],
+    ridge: float = RIDGE,
+    memory: int = MEMORY,
+) -> FitReport:
+    """Fit a student to a teacher that is a graph already; see :func:`fit`."""
     with mode_of(teacher, training=False), mode_of(student, training=False):
-        few = tuple(value[:2] for value in inputs)
-        graph_module = capture(teacher, few, check=False).graph_module
-        layers = find_layers(student, graph_module, few)
+        layers = find_layers(student, teacher, tuple(value[:2] for value in inputs))
         if not layers.sites and layers.left:
             raise FitError(f"none of the {len(layers.left)} layers can be fitted: {_first_reasons(layers.left)}")
         batches = list(zip(*(torch.split(value, BATCH) for value in inputs), strict=True))
-        fitter = _Fitter(Stream(student, batches, memory), Stream(graph_module, batches, memory), ridge)
-        return fitter.run(layers)
+        return _Fitter(Stream(student, batches, memory), Stream(teacher, batches, memory), ridge).run(layers)
 
 
 def _first_reasons(left: dict[str, str]) -> str:

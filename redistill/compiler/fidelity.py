@@ -1,0 +1,221 @@
+"""Fidelity: of the plans that fit, the one whose student agrees best with its teacher on images, measured.
+
+Multiply-accumulates do not order plans by accuracy. What does, before any training, is what a student gives once it has
+been fitted to its teacher: each plan worth trying is carried out and fitted on one half of the images, and judged on
+the other half. No labels are needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from redistill.compiler.analysis import Analysis
+from redistill.compiler.choosing import Choice, carry_out_within, explain, planning_problem
+from redistill.compiler.fitting.fitter import BATCH, fit_graphs
+from redistill.compiler.request import Request
+from redistill.errors import FitError, InfeasibleBudgetError, ModelError
+from redistill.internal.text import format_bytes, format_shape
+from redistill.planning.search import PlanningProblem, keep_most_macs, solve
+from redistill.tracing.skeleton import mode_of
+
+MOST = 16
+"""Plans that are tried at most."""
+
+LATTICE = 50_000
+"""Plans that are enumerated; of larger lattices only the best at several limits are tried."""
+
+LEAST = 4
+"""Images that are needed: two to fit and two to judge by."""
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a student's outputs agree with its teacher's on images it was not fitted to.
+
+    Attributes:
+        share: of images with the same most likely class; None where outputs are no class scores.
+        divergence: of class scores the mean Kullback-Leibler divergence of the student's distribution from the
+            teacher's, in nats; of all other outputs the mean square error over the teacher's variance.
+    """
+
+    share: float | None
+    divergence: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Larger is better."""
+        return (self.share or 0.0, -self.divergence)
+
+    def __str__(self) -> str:
+        if self.share is None:
+            return f"error {100 * self.divergence:.1f} % of the variance"
+        return f"{100 * self.share:.1f} % agree, divergence {self.divergence:.3f}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan that was carried out, fitted and judged."""
+
+    choice: Choice
+    factors: tuple[int, ...]
+    agreement: Agreement
+
+    def __str__(self) -> str:
+        profile = self.choice.rewritten.profile
+        return f"{','.join(map(str, self.factors))} ({format_bytes(profile.peak_bytes)}): {self.agreement}"
+
+
+def choose_by_fidelity(
+    analysis: Analysis, request: Request, calibration: Tensor | Inputs | None, seconds: float = 600.0
+) -> Choice:
+    """Choose the plan within the budget whose fitted student agrees best with its teacher; it comes fitted.
+
+    Args:
+        analysis: the teacher.
+        request: with a budget; RED blocks that do not fit beside a plan are left out.
+        calibration: images (N, C, H, W), or a tuple of what the network is called with; every second one is fitted to,
+            the others judge.
+        seconds: no further plan is begun once it would end later than this; one is always tried.
+
+    Raises:
+        ModelError: no images, too few, or of another shape than the network's input.
+        InfeasibleBudgetError: no plan fits.
+    """
+    started = time.perf_counter()
+    inputs = check_calibration(calibration, analysis.inputs)
+    limit = request.limit(analysis.profile.peak_bytes)
+    assert limit is not None, "a request has factors or a budget"
+    plans = candidates(planning_problem(analysis), limit)
+    trials: list[Trial] = []
+    given_up = 0
+    judge = Judge(analysis.graph_module, inputs)
+    for plan in tqdm(plans, desc="fidelity", unit="plan", leave=False, disable=None):
+        passed = time.perf_counter() - started
+        if trials and passed * (len(trials) + 1) / len(trials) > seconds:
+            given_up += 1
+            continue
+        choice = carry_out_within(analysis, plan, limit, request)
+        if choice is not None:
+            factors = tuple(plan[s.index] for s in analysis.stages.free)
+            trials.append(Trial(choice, factors, judge(choice.rewritten.graph_module)))
+    if not trials:
+        raise InfeasibleBudgetError(explain(analysis, limit))
+    trials.sort(key=lambda trial: trial.agreement.rank, reverse=True)
+    notes = _notes(trials, len(inputs[0]) // 2, given_up, seconds)
+    return replace(trials[0].choice, notes=(*trials[0].choice.notes, *notes))
+
+
+def _notes(trials: Sequence[Trial], images: int, given_up: int, seconds: float) -> Iterator[str]:
+    yield f"fidelity: {len(trials)} plans fitted and judged on {images} other images; " + "; ".join(map(str, trials))
+    if given_up:
+        yield f"fidelity: {given_up} more plans were not tried within {seconds:.0f} seconds"
+
+
+def check_calibration(calibration: Tensor | Inputs | None, examples: Inputs) -> Inputs:
+    """The calibration as a tuple, once it is seen to be what the network takes.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if calibration is None:
+        raise ModelError("nothing to compare students by; give calibration=images (command line: --calibration FOLDER)")
+    inputs = calibration if isinstance(calibration, tuple) else (calibration,)
+    if len(inputs) != len(examples):
+        raise ModelError(
+            f"calibration has {len(inputs)} inputs, the network takes {len(examples)}; give one tensor each"
+        )
+    for given, example in zip(inputs, examples, strict=True):
+        if given.shape[1:] != example.shape[1:]:
+            raise ModelError(
+                f"calibration images are {format_shape(tuple(given.shape[1:]))}, the network is planned for "
+                f"{format_shape(tuple(example.shape[1:]))}; give images of that size"
+            )
+    if len(inputs[0]) < LEAST or any(len(given) != len(inputs[0]) for given in inputs):
+        raise ModelError(f"calibration needs {LEAST} images or more, not {len(inputs[0])}; some hundreds are better")
+    return inputs
+
+
+def candidates(problem: PlanningProblem, limit: float) -> list[tuple[int, ...]]:
+    """The plans worth trying within ``limit`` bytes, as factors, those that keep most MACs first.
+
+    Plans that no other betters both in bytes and in MACs; and those with one factor throughout.
+    """
+    found = _enumerated(problem, limit) if problem.size <= LATTICE else _solved(problem, limit)
+    found.sort(key=lambda plan: (-problem.total_macs(plan), problem.peak(plan)))
+    best, front = float("inf"), []
+    for plan in found:
+        if problem.peak(plan) < best:
+            best = problem.peak(plan)
+            front.append(plan)
+    chosen = front[: MOST - 2]
+    chosen += [plan for plan in found if plan not in front and _is_uniform(problem, plan)][:2]
+    return [problem.factors(plan) for plan in sorted(chosen, key=problem.total_macs, reverse=True)]
+
+
+def _enumerated(problem: PlanningProblem, limit: float) -> list[tuple[int, ...]]:
+    lattice = product(*(range(len(choices)) for choices in problem.choices))
+    return [plan for plan in lattice if problem.is_legal(plan) and problem.peak(plan) <= limit]
+
+
+def _solved(problem: PlanningProblem, limit: float) -> list[tuple[int, ...]]:
+    solutions = (solve(problem, limit * share, keep_most_macs()) for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
+    return list(dict.fromkeys(solution.plan for solution in solutions if solution is not None))
+
+
+def _is_uniform(problem: PlanningProblem, plan: Sequence[int]) -> bool:
+    return len({f for f, choices in zip(problem.factors(plan), problem.choices, strict=True) if len(choices) > 1}) == 1
+
+
+class Judge:
+    """Fits students to a teacher on every second image, and compares their outputs on the others."""
+
+    def __init__(self, teacher: GraphModule, inputs: Inputs) -> None:
+        self.teacher = teacher
+        self.fitted = tuple(value[0::2] for value in inputs)
+        self.held_out = tuple(value[1::2] for value in inputs)
+        self.aim = run(teacher, self.held_out)
+
+    def __call__(self, student: GraphModule) -> Agreement:
+        """Fit ``student``, in place, and judge it; one that has nothing to fit is judged as it is."""
+        with suppress(FitError):
+            fit_graphs(student, self.teacher, self.fitted)
+        return compare(run(student, self.held_out), self.aim)
+
+
+@torch.no_grad()
+def run(network: GraphModule, inputs: Inputs) -> list[Tensor]:
+    """Every tensor of the output, for all images."""
+    with mode_of(network, training=False):
+        parts = zip(*(torch.split(value, BATCH) for value in inputs), strict=True)
+        found = [_tensors(network(*(value.clone() for value in part))) for part in parts]
+    return [torch.cat(leaves) for leaves in zip(*found, strict=True)]
+
+
+def _tensors(output: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def compare(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Agreement:
+    """Compare outputs: scores of classes (B, classes) where there is one such, numbers otherwise."""
+    if len(teacher) == 1 and teacher[0].dim() == 2 and teacher[0].shape[1] > 1:
+        ours, theirs = (value[0].float().log_softmax(1) for value in (student, teacher))
+        share = (ours.argmax(1) == theirs.argmax(1)).float().mean()
+        return Agreement(float(share), float(F.kl_div(ours, theirs, reduction="batchmean", log_target=True)))
+    errors = [
+        (a.float() - b.float()).square().mean() / b.float().var().clamp_min(1e-12)
+        for a, b in zip(student, teacher, strict=True)
+    ]
+    return Agreement(None, float(torch.stack(errors).mean()))

@@ -1,0 +1,174 @@
+"""The objective fidelity: plans fitted and judged on images; calibration pictures of a folder; what is refused."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+import redistill
+from redistill.commands.transform import main
+from redistill.compiler.analysis import analyze
+from redistill.compiler.choosing import planning_problem
+from redistill.compiler.fidelity import candidates, compare
+from redistill.data.calibration import Preparation, find_preparation, read_calibration
+from redistill.errors import DataError, ModelError
+from redistill.models import load_model
+
+
+def pictures(count, side=32):
+    generator = torch.Generator().manual_seed(count)
+    return F.interpolate(3 * torch.randn(count, 3, 8, 8, generator=generator), side, mode="bilinear")
+
+
+def network(classes=5):
+    """Three stages; the second looks at fine detail, so that it matters where the grid is coarse."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()]
+    for before, after in ((32, 32), (32, 48)):
+        layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, classes))
+    with torch.no_grad():
+        model.train()(pictures(64))
+    return model.eval()
+
+
+def test_the_chosen_plan_agrees_best_of_those_that_fit():
+    teacher, images = network(), pictures(80)
+    kept = copy.deepcopy(teacher.state_dict())
+    student = redistill.transform(teacher, images[:1], "2.5x", objective="fidelity", taps="none", calibration=images)
+    assert student.plan.peak_bytes <= student.plan.limit
+    assert student.plan.objective == "fidelity"
+    assert all(torch.equal(value, kept[key]) for key, value in teacher.state_dict().items())
+    note = next(note for note in student.provenance.notes if note.startswith("fidelity: "))
+    assert "plans fitted and judged on 40 other images" in note
+    held_out, shares = images[1::2], {}
+    with torch.no_grad():
+        aim = teacher(held_out)
+        for factors in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)):
+            if f"{','.join(map(str, factors))} (" in note:
+                other = redistill.transform(teacher, images[:1], factors=factors, taps="none")
+                redistill.fit(other, teacher, images[0::2])
+                agreement = compare([other.eval()(held_out)], [aim])
+                assert (
+                    f"{','.join(map(str, factors))} ("
+                    + note.split(f"{','.join(map(str, factors))} (")[1].split(")")[0]
+                    + f"): {agreement}"
+                    in note
+                )
+                shares[factors] = agreement.rank
+        assert len(shares) > 1
+        assert max(shares, key=shares.get) == tuple(student.plan.factors)
+        torch.testing.assert_close(compare([student.eval()(held_out)], [aim]).rank, shares[tuple(student.plan.factors)])
+
+
+def test_candidates_are_the_pareto_front_and_the_uniform_plans():
+    teacher = network()
+    problem = planning_problem(analyze(teacher, (pictures(1),)))
+    limit = problem.peak([0] * len(problem.choices)) / 2.5
+    found = candidates(problem, limit)
+    index = [tuple(c.index(f) for c, f in zip(problem.choices, plan, strict=True)) for plan in found]
+    fitting = [plan for plan in problem.enumerate() if problem.peak(plan) <= limit]
+    for plan in index:
+        better = [
+            p for p in fitting
+            if problem.peak(p) < problem.peak(plan) and problem.total_macs(p) > problem.total_macs(plan)
+        ]  # fmt: skip
+        free = {f for f, c in zip(problem.factors(plan), problem.choices, strict=True) if len(c) > 1}
+        assert not better or len(free) == 1
+    most = max(map(problem.total_macs, fitting))
+    assert problem.total_macs(index[0]) == most
+    assert (1, 4, 4, 4) in found
+
+
+def test_maps_are_judged_by_their_error():
+    torch.manual_seed(0)
+    teacher = load_model("redistill:ddpm_unet?width=16", "random").eval()
+    inputs = (torch.randn(8, 3, 16, 16), torch.arange(8))
+    student = redistill.transform(
+        teacher,
+        tuple(v[:1] for v in inputs),
+        "2x",
+        objective="fidelity",
+        taps="none",
+        calibration=inputs,
+        time_limit=1e-3,
+    )
+    notes = "\n".join(student.provenance.notes)
+    assert "error " in notes
+    assert "% of the variance" in notes
+    assert "more plans were not tried within 0 seconds" in notes
+
+
+def test_with_images_the_student_of_any_objective_comes_fitted():
+    teacher, images = network(), pictures(60)
+    plain = redistill.transform(teacher, images[:1], "2.5x", taps="none").eval()
+    fitted = redistill.transform(teacher, images[:1], "2.5x", taps="none", calibration=images).eval()
+    assert fitted.plan.factors == plain.plan.factors
+    assert any("fitted 4 of 4 layers" in note for note in fitted.provenance.notes)
+    with torch.no_grad():
+        aim = teacher(images)
+        assert F.mse_loss(fitted(images), aim) < F.mse_loss(plain(images), aim)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (None, "give calibration=images"),
+        (pictures(8, 24), "calibration images are 3x24x24, the network is planned for 3x32x32"),
+        (pictures(3), "needs 4 images or more, not 3"),
+        ((pictures(8), pictures(8)), "calibration has 2 inputs, the network takes 1"),
+    ],
+)
+def test_calibration_that_cannot_serve_is_refused(calibration, message):
+    with pytest.raises(ModelError, match=message):
+        redistill.transform(network(), pictures(1), "2.5x", objective="fidelity", calibration=calibration)
+
+
+def test_agreement_of_equal_outputs_is_whole():
+    scores = torch.randn(6, 4)
+    assert compare([scores], [scores]).rank == (1.0, 0.0)
+    assert compare([scores], [scores.roll(1, 1)]).share < 1
+    assert compare([torch.zeros(2, 3, 4, 4)], [torch.randn(2, 3, 4, 4)]).share is None
+
+
+def save_pictures(folder, count, side=40):
+    folder.mkdir(parents=True)
+    for index, image in enumerate(pictures(count, side)):
+        pixels = (image.permute(1, 2, 0) * 30 + 128).clamp(0, 255).byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+
+
+def test_pictures_are_prepared_as_the_model_was_taught(tmp_path):
+    save_pictures(tmp_path / "photos" / "below", 6)
+    known = find_preparation("torchvision:resnet18", nn.Identity())
+    assert (known.resize, known.mean) == (256, (0.485, 0.456, 0.406))
+    assert find_preparation("redistill:ddpm_unet", nn.Identity()) == Preparation()
+    found = read_calibration(
+        tmp_path / "photos", torch.zeros(1, 3, 32, 24), Preparation(32, (0.5,) * 3, (0.25,) * 3), 4
+    )
+    assert found.shape == (4, 3, 32, 24)
+    assert abs(found.mean()) < 0.5
+    assert -2 <= found.min() < found.max() <= 2
+
+
+def test_the_command_reads_a_folder_and_says_what_it_cannot_use(tmp_path, capsys):
+    save_pictures(tmp_path / "photos", 8, 64)
+    model = ["--model", "redistill:mobilenet_v2_strided?num_classes=4&width_mult=0.25", "--input", "3x32x32"]
+    options = [*model, "--objective", "fidelity", "--time-limit", "1", "--taps", "none"]
+    assert main([*options, "--calibration", str(tmp_path / "photos"), "--output", str(tmp_path / "student")]) == 0
+    assert "fidelity" in capsys.readouterr().out
+    loaded = redistill.load_student(tmp_path / "student")
+    assert loaded.plan.objective == "fidelity"
+    with pytest.raises(ModelError, match="--calibration FOLDER"):
+        main(options)
+    with pytest.raises(DataError, match="no pictures in"):
+        main([*options, "--calibration", str(tmp_path / "nowhere")])
+    (tmp_path / "photos" / "000.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"000\.png cannot be read"):
+        main([*options, "--calibration", str(tmp_path / "photos")])
+    with pytest.raises(DataError, match="cannot read mean 'grey'"):
+        main([*options, "--calibration", str(tmp_path / "photos"), "--mean", "grey"])
