@@ -17,8 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from redistill.memory.meter import MemoryMeter, state_of
 from redistill.tracing import operators
+from redistill.tracing.copying import meta_copy
 from redistill.tracing.guards import is_guard_only
-from redistill.tracing.skeleton import make_skeleton
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
@@ -257,7 +257,7 @@ def _record(
 
 def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A deep copy of ``module`` whose tensors are fake and claim to be on the CPU."""
-    skeleton = make_skeleton(module)
+    skeleton = meta_copy(module)
     for part in skeleton.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():

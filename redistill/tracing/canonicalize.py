@@ -23,10 +23,10 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 
 
 class CanonicalizePass(PassBase):
-    """Functional dropout and pooling become modules; a fixed average pool over a whole map becomes a global pool.
+    """Functional dropout and pooling become modules.
 
     ``F.dropout(training=self.training)`` has the flag of the trace baked in; as a module it follows ``train()`` and
-    ``eval()``. A pool that covers its whole input would no longer do so on a coarser grid.
+    ``eval()``. Dropout that is always on stays a function.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -37,12 +37,20 @@ class CanonicalizePass(PassBase):
             if module is not None:
                 replace_by_module(graph_module, node, module)
                 modified = True
-            elif _covers_its_input(node):
-                graph_module.set_submodule(str(node.target), nn.AdaptiveAvgPool2d(1))
-                modified = True
         if modified:
             graph_module.recompile()
         return PassResult(graph_module, modified)
+
+
+class GlobalPoolPass(PassBase):
+    """A fixed average pool over a whole map becomes a global pool: on a coarser grid it would no longer cover it."""
+
+    def call(self, graph_module: GraphModule) -> PassResult:
+        """Rewrite ``graph_module`` in place."""
+        found = [node for node in graph_module.graph.nodes if _covers_its_input(node)]
+        for node in found:
+            graph_module.set_submodule(str(node.target), nn.AdaptiveAvgPool2d(1))
+        return PassResult(graph_module, bool(found))
 
 
 def replace_by_module(graph_module: GraphModule, node: Node, module: nn.Module) -> None:
@@ -61,8 +69,8 @@ def _as_module(node: Node) -> nn.Module | None:
     if node.op != "call_function" or len(node.all_input_nodes) != 1:
         return None
     if node.target in _DROPOUTS:
-        given = _arguments(F.dropout, node)
-        return _DROPOUTS[node.target](given["p"])
+        always = inspect.signature(F.dropout).bind(*node.args, **node.kwargs).arguments.get("training", True)
+        return None if always else _DROPOUTS[node.target](_arguments(F.dropout, node)["p"])
     if node.target is F.max_pool2d:
         given = _arguments(F.max_pool2d_with_indices, node)
         return None if given.pop("return_indices") else nn.MaxPool2d(**given)

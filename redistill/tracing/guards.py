@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
@@ -16,6 +18,22 @@ class Guard:
 
     value: Any
     where: str
+    convert: Callable[[Any], Any]
+
+
+def exactly(value: Any) -> Any:
+    """The value as it is: the strictest way to read it."""
+    return value
+
+
+def guard_node(node: Node, value: Any, convert: Callable[[Any], Any], where: str) -> Any:
+    """Note on ``node`` that its ``value`` was read by ``convert``; read in two ways, it must stay exactly the same."""
+    before: Guard | None = node.meta.get("guard")
+    if before is None:
+        node.meta["guard"] = Guard(convert(value), where, convert)
+    elif before.convert is not convert:
+        node.meta["guard"] = Guard(value, before.where, exactly)
+    return convert(value)
 
 
 def is_guard_only(node: Node) -> bool:
@@ -50,21 +68,24 @@ def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None
     """Where a recorded guard no longer holds, given the values of a new run; None if all do."""
     for node in graph_module.graph.nodes:
         guard = node.meta.get("guard")
-        if guard is not None and node.name in values:
-            value = values[node.name]
-            convert = (
-                operator.index
-                if isinstance(guard.value, int) and not isinstance(guard.value, bool)
-                else type(guard.value)
-            )
-            if convert(value) != guard.value:
-                return str(guard.where)
+        if guard is not None and node.name in values and guard.convert(values[node.name]) != guard.value:
+            return str(guard.where)
     return None
 
 
-def user_frame(stack: traceback.StackSummary) -> str:
-    """Where the teacher's own code was: the deepest frame outside torch and this library."""
-    for frame in reversed(stack):
-        if "/torch/" not in frame.filename and "/redistill/tracing/" not in frame.filename:
-            return f"{frame.filename}:{frame.lineno}"
+def user_place(frame: FrameType | None) -> str:
+    """Where the teacher's own code is: the innermost frame outside torch and this library."""
+    return _innermost((f.f_code.co_filename, line) for f, line in traceback.walk_stack(frame))
+
+
+def error_place(error: BaseException) -> str:
+    """Where in the teacher's own code ``error`` was raised."""
+    frames = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)]
+    return _innermost(reversed(frames))
+
+
+def _innermost(places: Iterable[tuple[str, int]]) -> str:
+    for filename, line in places:
+        if "/torch/" not in filename and "/redistill/tracing/" not in filename and not filename.startswith("<"):
+            return f"{filename}:{line}"
     return "unknown place"

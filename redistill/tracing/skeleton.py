@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,41 +9,65 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.tracing.operators import is_plain_batch_norm
 
 
-def make_skeleton(module: nn.Module) -> nn.Module:
-    """A deep copy of ``module`` whose tensors are on ``meta``: no weight is copied."""
-    tensors: dict[int, Tensor] = {id(t): t for t in module.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
-    for part in module.modules():
-        candidates = [*part.__dict__.values(), *part._parameters.values(), *part._buffers.values()]
-        tensors.update({id(t): t for t in candidates if isinstance(t, Tensor)})
-    memo: dict[int, Any] = {key: _meta_tensor(tensor) for key, tensor in tensors.items()}
-    return copy.deepcopy(module, memo)
-
-
-def _meta_tensor(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
-
-
 def evaluate(root: nn.Module, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-    """The value of one graph operation, module weights taken from ``root``."""
+    """The value of one graph operation on meta tensors, module weights taken from ``root``."""
     if kind == "get_attr":
         return operator.attrgetter(target)(root)
     if kind == "call_module":
-        module = root.get_submodule(target)
-        if is_plain_batch_norm(module):
-            return torch.empty_like(args[0])  # the meta kernel decomposes a batch norm, ten times as slow
-        return module(*args, **kwargs)
+        return _call(root.get_submodule(target), args, kwargs)
+    if kind == "call_method" and target in ("cpu", "cuda"):
+        return args[0].detach()
+    args, kwargs = (tree_map(_device_of_trace, a) for a in (args, kwargs))
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("meta")}
     if kind == "call_method":
+        if target == "to":
+            args = (args[0], *(torch.device("meta") if isinstance(a, str) else a for a in args[1:]))
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
+
+
+def _call(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    if is_plain_batch_norm(module):
+        return torch.empty_like(args[0])  # the meta kernel decomposes a batch norm, ten times as slow
+    try:
+        return module(*args, **kwargs)
+    except (RuntimeError, NotImplementedError):
+        with torch.device("meta"):  # it makes tensors of its own, without asking where its input is
+            return module(*args, **kwargs)
+
+
+def _device_of_trace(value: Any) -> Any:
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def known_value(node: Node, root: nn.Module) -> Any:
+    """What ``node`` yields, if it depends on weights and constants alone; None if it does not."""
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(root)
+    if node.op not in ("call_function", "call_method"):
+        return None
+    sources = {n: known_value(n, root) for n in node.all_input_nodes}
+    if not sources or any(value is None for value in sources.values()):
+        return None
+    args, kwargs = (
+        map_aggregate(a, lambda n: sources[n] if isinstance(n, Node) else n) for a in (node.args, node.kwargs)
+    )
+    return _result(node, args, kwargs)
+
+
+def _result(node: Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> GraphModule:

@@ -1,319 +1,401 @@
-"""Values: a tracer whose proxies know what their nodes yield, so that control flow on shapes is answered.
+"""Tracing: record what a teacher does, over real tensors on ``meta``, by modes that only this thread sees.
 
-``torch.fx`` proxies know nothing of values, so Python control flow on shapes stops them. Here every proxy carries the
-value that the operation yields on meta tensors: ``if``, ``len``, iteration and ``isinstance`` are answered from it (and
-recorded as a *guard*, checked again after a rewrite), while sizes stay nodes of the graph, which therefore still runs
-at other resolutions. The teacher is never touched: what is traced is its skeleton, a copy with tensors on ``meta``.
+The teacher's own code runs on a working copy of it. A ``TorchFunctionMode`` sees each torch function before it runs,
+records it as a node and computes its value on ``meta`` tensors, which no C++ code mistakes for anything else. A module
+of the copy asks the tracer before it runs, by torch's own slot for a compiled call: layers become one node, others are
+traced through. Sizes stay nodes (``sizes``), so the graph runs at other resolutions, and what Python reads of them is
+guarded. What escapes the mode (TorchScript, functorch, C++ extensions) reaches a dispatch mode that stops it: the
+module around it then stays one opaque node. Nothing is patched.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from redistill.errors import TraceError
-from redistill.tracing.call import Call, read_call
-from redistill.tracing.guards import Guard, mark_guards, user_frame
-from redistill.tracing.skeleton import evaluate, make_skeleton, to_meta
+from redistill.tracing.contexts import plain_context
+from redistill.tracing.copying import Uncompiled, meta_copy, set_mode, working_copy
+from redistill.tracing.functions import RecordFunctions
+from redistill.tracing.guards import error_place, mark_guards
+from redistill.tracing.obstacles import Obstacle, describe
+from redistill.tracing.rebinding import Rebinder
+from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
+from redistill.tracing.skeleton import evaluate, known_value, to_meta
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_PLAIN_ATTRIBUTES = ("ndim", "requires_grad", "is_quantized", "is_sparse", "layout", "names", "grad")
+_ALIASES = frozenset(("aten::detach", "aten::alias", "aten::view_as", "aten::lift_fresh"))
 
 
-class ValueProxy(Proxy):
-    """A proxy that knows the value its node yields on meta tensors."""
+class Tracer:
+    """Records the forward of a working copy; ``opaque`` maps each module that had to stay one node to the reason."""
 
-    tracer: ValueTracer
-
-    @property
-    def _value(self) -> Any:
-        return self.tracer.values[self.node]
-
-    @property  # type: ignore[misc]  # isinstance(x, Tensor) in the teacher's code is answered by the value
-    def __class__(self) -> type:
-        return type(self._value)
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._value, name)
-        if name in _PLAIN_ATTRIBUTES or (name.startswith("is_") and not callable(attribute)):
-            return attribute
-        if callable(attribute) and not isinstance(attribute, Tensor):
-            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(self._value))])
-
-    def __len__(self) -> int:
-        return len(self._value)
-
-    def __contains__(self, item: Any) -> bool:
-        return item in list(self)
-
-    def _guarded(self, convert: Callable[[Any], Any]) -> Any:
-        value = convert(self._value)
-        if "guard" not in self.node.meta:
-            self.node.meta["guard"] = Guard(value, user_frame(traceback.extract_stack()))
-            self.tracer.fresh_guards.append(self.node)
-        return value
-
-    def __bool__(self) -> bool:
-        return bool(self._guarded(bool))
-
-    def __int__(self) -> int:
-        return int(self._guarded(int))
-
-    def __float__(self) -> float:
-        return float(self._guarded(float))
-
-    def __index__(self) -> int:
-        return int(self._guarded(operator.index))
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[[ValueProxy, Any], Any]:
-    def record(self: ValueProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-# Stock proxies turn ``a += b`` into ``a = a + b``, which costs a ResNet50 a third more memory.
-for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
-    setattr(ValueProxy, f"__{_function.__name__}__", _in_place(_function))
-
-
-class _RecordFunctions(TorchFunctionMode):
-    """Catches functions that take a proxy where ``__torch_function__`` does not look, such as ``torch.zeros(n)``."""
-
-    def __init__(self, tracer: ValueTracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.tracer.evaluating or not _has_proxy((args, kwargs)):
-            return func(*args, **kwargs)
-        if func is torch._assert:
-            return None if args[0] else func(bool(args[0]), *args[1:])
-        kind, target = ("call_method", func.__name__) if is_tensor_method_or_property(func) else ("call_function", func)
-        return self.tracer.create_proxy(kind, target, args, kwargs)
-
-
-@contextmanager
-def _recorded_factories(tracer: ValueTracer) -> Iterator[None]:
-    """Record ``torch.zeros(n, m)`` before the argument parser looks: it would turn a proxy into a number."""
-
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if tracer.evaluating or not _has_proxy((args, kwargs)):
-                return function(*args, **kwargs)
-            return tracer.create_proxy("call_function", function, args, kwargs)
-
-        return call
-
-    originals = {name: getattr(torch, name) for name in ("zeros", "ones", "empty", "full", "rand", "randn", "arange")}
-    for name, function in originals.items():
-        setattr(torch, name, recorded(function))
-    try:
-        yield
-    finally:
-        for name, function in originals.items():
-            setattr(torch, name, function)
-
-
-class ValueTracer(Tracer):
-    """Records the forward of a meta skeleton; ``opaque`` maps each module that had to stay a leaf to the reason."""
-
-    def __init__(self, leaf_modules: Iterable[type[nn.Module]] = ()) -> None:
-        super().__init__()
-        self.values: dict[Node, Any] = {}
+    def __init__(self, model: nn.Module, leaf_modules: Iterable[type[nn.Module]], training: bool | None) -> None:
+        self.root, self.skeleton = working_copy(model), meta_copy(model)
+        if training is not None:
+            set_mode(self.root, training)
+            set_mode(self.skeleton, training)
         self.leaf_modules = tuple(leaf_modules)
+        self.graph = Graph()
+        self.values: dict[Node, Any] = {}
         self.opaque: dict[str, str] = {}
-        self.fresh_guards: list[Node] = []
+        self.nodes: dict[int, Node] = {}  # by the address of the tensor that stands for the node
+        self.journal: list[tuple[int, Node | None]] = []
+        self.paths, self.state = _addresses(model, self.root)
+        self.module_paths = {part: path for path, part in self.root.named_modules()}
+        self.stack: OrderedDict[str, tuple[str, type]] = OrderedDict()
+        self.calls: dict[str, int] = {}
+        self.kept: list[Any] = []  # values of erased nodes: no other tensor must take their address
         self.evaluating = False
-        self.proxy_buffer_attributes = True
+        self.device = torch.device("cpu")
 
-    def run(self, skeleton: nn.Module, call: Call, inputs: tuple[Any, ...]) -> Graph:
-        """Trace ``skeleton`` (tensors on meta) called so with ``inputs`` (on meta) and drop what nothing reads."""
-        self.call, self.inputs, self.result = call, inputs, None
-        with torch.no_grad(), _recorded_factories(self), _RecordFunctions(self):
-            graph = self.trace(skeleton)
-        graph.output_node().meta["result"] = self.result
-        mark_guards(graph)
-        for node in graph.nodes:
+    def run(self, inputs: Sequence[Any]) -> Graph:
+        """Trace for ``inputs`` and drop what nothing reads."""
+        self.device = next((x.device for x in inputs if isinstance(x, Tensor)), self.device)
+        rebinder = Rebinder(self.call_function)
+        for part in self.root.modules():
+            part.__dict__["_compiled_call_impl"] = partial(self.call_module, part)
+            rebinder.rebind(part)
+        proxies = self._placeholders(inputs)
+        with torch.no_grad(), _Tripwire(self), RecordFunctions(self):
+            output = _run(self.root, proxies, {})
+        for part in self.root.modules():
+            part.__dict__["_compiled_call_impl"] = None
+        self.graph.output(self.argument(output))
+        mark_guards(self.graph)
+        for node in self.graph.nodes:
             if isinstance(self.values.get(node), Tensor):
                 node.meta["shape"] = tuple(self.values[node].shape)
                 node.meta["dtype"] = self.values[node].dtype
-        return graph
+        return self.graph
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        """One placeholder for each tensor, in the place that it has among the arguments."""
-        proxies = []
-        for name, value in zip(self.call.names, self.inputs, strict=True):
-            node = self.create_node("placeholder", name, (), {})
-            self.values[node] = value
-            proxies.append(self.proxy(node))
+    def _placeholders(self, inputs: Sequence[Any]) -> list[Any]:
+        """One placeholder for each example input, named as in the signature; the others keep their defaults."""
+        names = _parameter_names(self.root, len(inputs))
+        found = []
+        for name, value in zip(names, inputs, strict=True):
+            node = self.create_node("placeholder", name, (), {}, to_meta(value))
+            found.append(self.wrap(node, self.values[node]))
+        return found
 
-        def forward(root: nn.Module, *tensors: Any) -> Any:
-            output, self.result = self.call.trace(partial(root_fn, root), tensors)
-            return output
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, value: Any) -> Node:
+        """Add a node, with the modules that it is made in."""
+        node = self.graph.create_node(kind, target, args, kwargs)
+        node.meta["nn_module_stack"] = OrderedDict(self.stack)
+        self.values[node] = value
+        return node
 
-        return forward, [self.root, *proxies]
+    def node(self, target: Any, args: tuple[Any, ...], value: Any) -> Node:
+        """Record a function whose value is known."""
+        return self.create_node("call_function", target, self.argument(args), {}, value)
 
-    def proxy(self, node: Node) -> ValueProxy:
-        """Wrap ``node``; its value must be known."""
-        return ValueProxy(node, self)
-
-    def create_proxy(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **options: Any
-    ) -> Any:
-        """Record the operation and compute its value on meta tensors."""
-        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), *rest)
-        for guarded in self.fresh_guards:
-            if guarded in node.all_input_nodes:  # it was the call's own argument parser that looked
-                del guarded.meta["guard"]
-        self.fresh_guards.clear()
+    def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record the operation, compute its value on meta tensors, and return what stands for it."""
+        node = self.create_node(kind, target, self.argument(args), self.argument(kwargs), None)
         try:
-            self.values[node] = self._evaluate(node)
+            value = self.values[node] = self._evaluate(node)
         except Exception:
-            self.graph.erase_node(node)
+            self._erase(node)
             raise
-        return None if self.values[node] is None else self.proxy(node)
+        changed = next((a for a in (*args[:1], kwargs.get("out")) if a is not None and self._is_value(a, value)), None)
+        if changed is not None:  # in place: what the teacher holds now stands for this node
+            self.bind(changed, node)
+            return changed
+        return self.wrap(node, value)
+
+    def call_function(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One node for a function that its author declared to be one operation."""
+        if self.evaluating or not any(map(self.is_traced, tree_leaves((args, kwargs)))):
+            return function(*args, **kwargs)
+        return self.record("call_function", function, args, kwargs)
+
+    def _is_value(self, argument: Any, value: Any) -> bool:
+        """Whether an operation returned its own argument."""
+        node = self.nodes.get(id(argument))
+        return node is not None and isinstance(value, Tensor) and self.values[node] is value
 
     def _evaluate(self, node: Node) -> Any:
-        args, kwargs = (map_aggregate(a, self._value_of) for a in (node.args, node.kwargs))
-        self.evaluating = True
+        args, kwargs = (map_aggregate(a, self.value_of) for a in (node.args, node.kwargs))
+        with self._unseen():
+            return to_meta(evaluate(self.skeleton, node.op, node.target, args, kwargs))
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """What runs here is not the teacher's code, but ours."""
+        before, self.evaluating = self.evaluating, True
         try:
-            return to_meta(evaluate(self.root, node.op, node.target, args, kwargs))
+            with torch._C.DisableTorchFunction():
+                yield
         finally:
-            self.evaluating = False
+            self.evaluating = before
 
-    def _value_of(self, argument: Any) -> Any:
-        if not isinstance(argument, Node):
-            return argument
-        if argument not in self.values:  # a tensor constant, for which create_arg makes a bare get_attr node
-            self.values[argument] = to_meta(operator.attrgetter(str(argument.target))(self.root))
-        return self.values[argument]
+    def value_of(self, argument: Any) -> Any:
+        """A node's value; anything else as it is."""
+        return self.values[argument] if isinstance(argument, Node) else argument
 
-    def create_arg(self, a: Any) -> Any:
-        """A proxy is its node, whatever class it claims to be."""
-        return a.node if type(a) is ValueProxy else super().create_arg(a)
+    def bind(self, tensor: Tensor, node: Node) -> None:
+        """From now on ``tensor`` stands for ``node``."""
+        self.journal.append((id(tensor), self.nodes.get(id(tensor))))
+        self.nodes[id(tensor)] = node
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters and buffers become ``get_attr`` nodes while recording, and are themselves while evaluating."""
-        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+    def wrap(self, node: Node, value: Any) -> Any:
+        """What the teacher's code gets for ``node``: tensors on meta, sizes, or structures of them."""
+        if isinstance(value, Tensor):
+            if id(value) in self.nodes:  # the operation handed its input on, which stands for another node
+                with self._unseen():
+                    value = self.values[node] = value.detach()
+            self.bind(value, node)
+            return value
+        if isinstance(value, (tuple, list)) and value and all(type(v) in (int, float, bool) for v in value):
+            return SizeTuple.of(self, value, node)
+        if isinstance(value, dict):
+            return _rebuilt(value, {k: self._part(node, k, v) for k, v in value.items()})
+        if isinstance(value, (tuple, list)):
+            return _rebuilt(value, [self._part(node, i, v) for i, v in enumerate(value)])
+        return wrap_number(self, value, node)
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Instances of torch.nn layers, and childless modules with state or a train/eval behaviour of their own."""
-        if isinstance(m, self.leaf_modules) or module_qualified_name in self.opaque:
-            return True
-        if isinstance(m, _CONTAINERS):
-            return False
-        if any(c.__module__.startswith("torch.nn") for c in type(m).__mro__[:-1] if c is not nn.Module):
-            return True
-        if next(m.children(), None) is not None:
-            return False
-        has_state = any(True for _ in m.parameters()) or any(True for _ in m.buffers())
-        return has_state or _reads_training(m)
+    def _part(self, node: Node, key: Any, value: Any) -> Any:
+        return value if value is None else self.wrap(self.node(operator.getitem, (node, key), value), value)
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Trace through ``m``; what cannot be traced through is rolled back to one leaf node."""
+    def is_traced(self, value: Any) -> bool:
+        """Whether ``value`` comes out of the graph, or is a weight that training changes."""
+        return is_size(value) or (isinstance(value, Tensor) and (id(value) in self.nodes or id(value) in self.state))
+
+    def known(self, tensor: Tensor) -> Tensor | None:
+        """The real value of what depends on no input, such as a buffer plus one; None for all else."""
+        node = self.nodes.get(id(tensor))
+        with self._unseen():
+            return tensor if node is None else known_value(node, self.root)
+
+    def argument(self, value: Any) -> Any:
+        """``value`` as an argument of a node."""
+        if isinstance(value, Tensor):
+            return self.nodes.get(id(value)) or self._constant(value)
+        if is_size(value):
+            return value.origin
+        if isinstance(value, Node):
+            return value
+        if isinstance(value, dict):
+            return {self.argument(k): self.argument(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            parts = [self.argument(v) for v in value]
+            if hasattr(value, "_fields"):
+                return self.graph.call_function(type(value), tuple(parts))
+            return parts if isinstance(value, list) else tuple(parts)
+        if isinstance(value, (slice, range)):
+            return type(value)(*(self.argument(getattr(value, n)) for n in ("start", "stop", "step")))
+        if is_dataclass(value) and not isinstance(value, type):
+            fields = {name: self.argument(getattr(value, name)) for name in value.__dataclass_fields__}
+            return self.graph.call_function(type(value), (), fields)
+        if type(value).__module__ == "numpy" and hasattr(value, "item"):
+            return self.argument(torch.from_numpy(value)) if value.ndim else value.item()
+        return value
+
+    def _constant(self, tensor: Tensor) -> Node:
+        """A node for a tensor that the graph does not yield: a weight, or what was made of constants."""
+        path = self.paths.get(id(tensor))
+        if path is None:
+            if tensor.is_meta:
+                raise Obstacle("a tensor comes out of code that the trace cannot see into")
+            path = self._free_name()
+            setattr(self.root, path, tensor)
+            self.paths[id(tensor)] = path
+        with self._unseen():
+            node = self.create_node("get_attr", path, (), {}, to_meta(tensor))
+        self.bind(tensor, node)
+        return node
+
+    def _free_name(self) -> str:
+        number = 0
+        while hasattr(self.root, f"_tensor_constant{number}"):
+            number += 1
+        return f"_tensor_constant{number}"
+
+    def call_module(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Trace through ``module``; what cannot be traced through is rolled back to one opaque node."""
+        path = self.module_paths[module]
         if self.evaluating:
-            return forward(*args, **kwargs)
-        last, calls, stack = next(iter(reversed(self.graph.nodes)), None), dict(self.num_calls), len(self.module_stack)
+            return _run(module, args, kwargs)
+        if self._is_leaf(module, path):
+            return self._call_leaf(path, args, kwargs)
+        mark = (next(iter(reversed(self.graph.nodes)), None), len(self.journal), dict(self.calls))
         try:
-            return super().call_module(m, forward, args, kwargs)
+            with self._inside(module, path):
+                return _run(module, args, kwargs)
         except Exception as error:
-            path = self.path_of_module(m)
-            if self.is_leaf_module(m, path) or not _has_proxy((args, kwargs)):
-                raise
-            self.opaque[path] = _describe(error)
-            self._roll_back(last, calls, stack)
-            try:
-                return super().call_module(m, forward, args, kwargs)
-            except Exception:
-                del self.opaque[path]
-                raise error from None
+            return self._call_opaque(path, args, kwargs, error, mark)
 
-    def _roll_back(self, last: Node | None, calls: dict[str, int], stack: int) -> None:
+    def _call_leaf(self, path: str, args: Any, kwargs: Any) -> Any:
+        with self._inside(self.root.get_submodule(path), path):
+            return self.record("call_module", path, args, kwargs)
+
+    def _call_opaque(self, path: str, args: Any, kwargs: Any, error: Exception, mark: Any) -> Any:
+        if not any(map(self.is_traced, tree_leaves((args, kwargs)))):
+            raise error
+        self._roll_back(*mark)
+        try:
+            found = self._call_leaf(path, args, kwargs)
+        except Exception:
+            raise error from None
+        self.opaque[path] = describe(error)
+        return found
+
+    @contextmanager
+    def _inside(self, module: nn.Module, path: str) -> Iterator[None]:
+        times = self.calls.get(path, 0)
+        key = f"{path}@{times}" if times else path
+        self.calls[path] = times + 1
+        self.stack[key] = (path, type(module))
+        try:
+            yield
+        finally:
+            self.stack.pop(key, None)
+
+    def _is_leaf(self, module: nn.Module, path: str) -> bool:
+        """Instances of torch.nn layers, and childless modules with state or a train/eval behaviour of their own."""
+        if isinstance(module, self.leaf_modules) or path in self.opaque:
+            return True
+        if isinstance(module, _CONTAINERS):
+            return False
+        if any(c.__module__.startswith(("torch.nn", "torch.jit")) for c in type(module).__mro__ if c is not nn.Module):
+            return True
+        if next(module.children(), None) is not None:
+            return False
+        has_state = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+        return has_state or _reads_training(module)
+
+    def _roll_back(self, last: Node | None, entries: int, calls: dict[str, int]) -> None:
         for node in reversed(self.graph.nodes):
             if node is last:
                 break
-            self.values.pop(node, None)
-            self.graph.erase_node(node)
-        self.num_calls = calls
-        while len(self.module_stack) > stack:
-            self.module_stack.popitem(last=True)
+            self._erase(node)
+        while len(self.journal) > entries:
+            address, before = self.journal.pop()
+            if before is None:
+                self.nodes.pop(address, None)
+            else:
+                self.nodes[address] = before
+        self.calls = calls
+
+    def _erase(self, node: Node) -> None:
+        self.graph.erase_node(node)
+        self.kept.append(self.values.pop(node, None))
+
+
+class _Tripwire(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Stops what computes on the trace's tensors without the tracer having seen it: C++ that calls C++."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracer = tracer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.tracer.evaluating:
+            return result
+        sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_meta]
+        if not sources:
+            return result
+        node = self.tracer.nodes.get(id(sources[0]))
+        if func._schema.name not in _ALIASES or node is None:
+            raise Obstacle(f"{func._schema.name.removeprefix('aten::')} is run by code that the trace cannot see into")
+        self.tracer.bind(result, node)
+        self.tracer.kept.append(result)
+        return result
 
 
 def trace_graph(
     module: nn.Module,
     inputs: Sequence[Any],
     leaf_modules: Iterable[type[nn.Module]] = (),
-    call: Call | None = None,
+    training: bool | None = None,
 ) -> tuple[Graph, dict[str, str], nn.Module]:
-    """Trace ``module`` in the mode it is in, called with the tensors ``inputs`` (in order, or as ``call`` says).
+    """Trace ``module`` in train or eval mode, or the one it is in.
 
     Returns:
-        The graph (the output's classes in its output node's meta), the opaque modules, and the skeleton with constants.
+        The graph, the reason of each module that stays opaque, and the working copy, which holds the constants.
 
     Raises:
         TraceError: the module cannot be traced; the message names the line.
     """
-    tracer = ValueTracer(leaf_modules)
-    skeleton = make_skeleton(module)
-    try:
-        call = call or read_call(module, inputs)[0]
-        graph = tracer.run(skeleton, call, tuple(to_meta(x) for x in inputs))
-    except Exception as error:
-        raise TraceError(
-            f"{type(module).__name__} cannot be traced: {_describe(error)}. Control flow that depends on the data has "
-            "no graph; move it into a module of its own and name its class in leaf_modules=, or wrap the model"
-        ) from error
-    return graph, tracer.opaque, skeleton
+    with plain_context(inputs):
+        tracer = Tracer(module, leaf_modules, training)
+        try:
+            graph = tracer.run(inputs)
+        except Exception as error:
+            name, place = type(module).__name__, error_place(error)
+            if isinstance(error, Obstacle):
+                reason, remedy = error.reason, error.remedy
+            else:
+                reason, remedy = describe(error).removesuffix(f" ({place})"), Obstacle("").remedy
+            raise TraceError(f"{name} cannot be traced: {reason} ({place}). {remedy}") from error
+    return graph, tracer.opaque, tracer.root
+
+
+def _addresses(model: nn.Module, copy: nn.Module) -> tuple[dict[int, str], set[int]]:
+    """The path of each tensor of the model and of its copy by address, and the addresses of parameters and buffers.
+
+    The model's own are there because functions in attributes may hold its modules.
+    """
+    paths: dict[int, str] = {}
+    state: set[int] = set()
+    for root in (copy, model):
+        for prefix, part in root.named_modules():
+            held = {**part._parameters, **part._buffers}
+            state.update(id(t) for t in held.values() if t is not None)
+            for name, value in {**part.__dict__, **held}.items():
+                if isinstance(value, Tensor):
+                    paths.setdefault(id(value), f"{prefix}.{name}".lstrip("."))
+    return paths, state
+
+
+def _run(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run ``module`` with its hooks, past the tracer's slot."""
+    return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def _rebuilt(like: Any, parts: Any) -> Any:
+    """``parts`` in a container of the kind of ``like``."""
+    if hasattr(like, "_fields"):
+        return type(like)(*parts)
+    if type(like).__module__ == "torch.return_types":
+        return type(like)(parts)
+    return type(like)(parts) if isinstance(like, (tuple, list)) or type(like) is dict else _filled(like, parts)
+
+
+def _filled(like: Any, parts: dict[Any, Any]) -> Any:
+    kind: Any = type(like)
+    return kind(**parts) if is_dataclass(like) else kind(parts)
+
+
+def _parameter_names(module: nn.Module, count: int) -> list[str]:
+    if isinstance(module, Uncompiled):
+        return _parameter_names(module.get_submodule("_orig_mod"), count)
+    forward = type(module).forward
+    parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+    if len(names) < count and any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        names += [f"input_{i}" for i in range(len(names), count)]
+    if len(names) < count:
+        raise TypeError(f"forward takes {len(names)} inputs, {count} were given")
+    return names
 
 
 def _reads_training(module: nn.Module) -> bool:
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return code is not None and "training" in code.co_names
-
-
-def _has_proxy(arguments: Any) -> bool:
-    return any(type(leaf) is ValueProxy for leaf in _leaves(arguments))
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if type(tree) is slice:
-        tree = [tree.start, tree.stop, tree.step]
-    if type(tree) is not ValueProxy and isinstance(tree, (list, tuple)):
-        for branch in tree:
-            yield from _leaves(branch)
-    else:
-        yield tree
-
-
-def _describe(error: BaseException) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{reason} ({user_frame(traceback.extract_tb(error.__traceback__))})"

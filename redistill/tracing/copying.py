@@ -1,0 +1,163 @@
+"""Copying: a module's structure made anew, its tensors shared, cloned or moved to ``meta`` as the caller says."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+from redistill.errors import ModelError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def working_copy(module: M) -> M:
+    """Copy ``module`` so that running the copy leaves it as it is: parameters are shared, all other tensors cloned."""
+    return _Copier(lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone()).module(module)
+
+
+def meta_copy(module: M) -> M:
+    """Copy ``module`` with every tensor on ``meta``: no weight is copied."""
+    return _Copier(_on_meta).module(module)
+
+
+def clone(module: M) -> M:
+    """Copy ``module`` with weights of its own; what Python cannot copy (locks, handles) is shared."""
+    copier = _Copier(_cloned)
+    if not isinstance(module, GraphModule):
+        return copier.module(module)
+    for part in (*module._parameters.values(), *module._buffers.values(), *module._modules.values()):
+        copier.value(part)
+    return copy.deepcopy(module, copier.memo)  # it finds its parts copied, and copies its graph
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Put ``module`` into train or eval mode by its own rules, if it has any that can be called."""
+    try:
+        module.train(training)
+    except NotImplementedError:  # an exported program
+        for part in module.modules():
+            part.training = training
+
+
+def shallow_copy(module: M) -> M:
+    """Copy one module: its tensors and children are shared, its settings its own."""
+    twin: M = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    for name in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[name] = dict(module.__dict__[name])
+    return twin
+
+
+def check_copyable(module: nn.Module) -> None:
+    """Refuse what has no Python code or no weights to trace with.
+
+    Raises:
+        ModelError: TorchScript, lazy parameters, or modules that are quantised.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript module holds no Python modules that could be rewritten; give the model that was scripted or "
+            "traced"
+        )
+    for path, part in module.named_modules():
+        where = f"{path or 'the model'} ({type(part).__name__})"
+        if any(nn.parameter.is_lazy(t) for t in (*part._parameters.values(), *part._buffers.values())):
+            raise ModelError(f"{where} is lazy and has no weights yet; run the model once before")
+        if ".quantized" in type(part).__module__ and ".nn." in type(part).__module__:
+            raise ModelError(
+                f"{where} is quantised: its weights are integers, which no other stride fits and no training moves; "
+                "give the model before quantisation, and quantise the student"
+            )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``module`` is what ``torch.compile`` makes of a module, which it holds as ``_orig_mod``."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+
+
+class Uncompiled(nn.Module):
+    """Runs the module that was compiled, as it was."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the original module yields."""
+        return self.get_submodule("_orig_mod")(*args, **kwargs)
+
+
+class _Copier:
+    """Copies modules by their own rules, tensors by ``tensor``, and everything else as Python does, where it can."""
+
+    def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
+        self.tensor = tensor
+        self.memo: dict[int, Any] = {}
+        self.kept: list[Any] = []  # an address is known only as long as what lives there
+
+    def module(self, module: M) -> M:
+        kind: type[Any] = Uncompiled if is_compiled(module) else type(module)
+        twin: M = object.__new__(kind)
+        self.memo[id(module)] = twin
+        for name, value in module.__dict__.items():
+            if name in ("forward", "dynamo_ctx") and kind is Uncompiled:
+                continue
+            empty = not value and type(value) in (dict, OrderedDict)
+            twin.__dict__[name] = type(value)() if empty else self.value(value)
+        twin.__dict__["_compiled_call_impl"] = None
+        return twin
+
+    def value(self, value: Any) -> Any:
+        if type(value) in _ATOMS:
+            return value
+        if id(value) not in self.memo:
+            self.kept.append(value)
+            self.memo[id(value)] = self._copy(value)
+        return self.memo[id(value)]
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, torch.jit.ScriptModule):
+            return value
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, self.value(value.__self__))
+        if type(value) is functools.partial:
+            kwargs = {key: self.value(v) for key, v in value.keywords.items()}
+            return functools.partial(self.value(value.func), *map(self.value, value.args), **kwargs)
+        if type(value) in (list, tuple, set):
+            return type(value)(map(self.value, value))
+        if isinstance(value, dict):
+            return self._mapping(value)
+        try:
+            return copy.deepcopy(value, self.memo)
+        except Exception:  # a lock, a stream, an open file: there is but one
+            return value
+
+    def _mapping(self, mapping: dict[Any, Any]) -> dict[Any, Any]:
+        twin = self.memo[id(mapping)] = mapping.copy()
+        for key, value in mapping.items():
+            dict.__setitem__(twin, key, self.value(value))
+        return twin
+
+
+_ATOMS = frozenset((
+    int, float, complex, bool, str, bytes, type, type(None), types.FunctionType, types.BuiltinFunctionType,
+    types.ModuleType, Graph, torch.dtype, torch.device, torch.Size,
+))  # fmt: skip
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    own = tensor.detach().clone()
+    return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own

@@ -1,0 +1,33 @@
+"""Obstacles: what stands in the way of a trace, with its reason and remedy."""
+
+from __future__ import annotations
+
+from redistill.tracing.guards import error_place
+
+_CONTROL_FLOW = (
+    "Control flow that depends on the data has no graph; move it into a module of its own and name its class in "
+    "leaf_modules=, or wrap the model"
+)
+_OTHERWISE = "Move that line into a module of its own, which then stays one node of the graph, or wrap the model"
+
+
+class Obstacle(Exception):
+    """Something in the teacher's code that a graph cannot hold."""
+
+    def __init__(self, reason: str, remedy: str = _OTHERWISE) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+class DataDependence(Obstacle):
+    """Python reads what only the data decide."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} reads the value of a tensor", _CONTROL_FLOW)
+
+
+def describe(error: BaseException) -> str:
+    """An error's reason in one line, and the place in the teacher's code."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{reason} ({error_place(error)})"

@@ -1,0 +1,150 @@
+"""Rebinding: the teacher's own functions, over names of ours, so that ``int(size)`` and ``math`` stay in the graph.
+
+``int(h)`` must be a number to Python, which would fix it. So the methods of the working copy get globals of their own,
+in which ``int``, ``float``, ``max``, ``min`` and ``math`` take sizes as they take numbers, and functions that their
+author declared to be one operation (``torch.fx.wrap``) become one node. The teacher's modules and their globals are
+not touched.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.fx import _symbolic_trace
+
+from redistill.tracing.sizes import SizeBool, SizeFloat, SizeInt, is_size
+
+Function = types.FunctionType
+_MATH = {name: value for name, value in vars(math).items() if callable(value)}
+
+
+class Rebinder:
+    """Gives modules methods that see our names in place of Python's."""
+
+    def __init__(self, record: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        self.record = record
+        self.needed: dict[Function, bool] = {}
+        self.rebound: dict[Function, Function] = {}
+        self.spaces: dict[int, _Globals] = {}
+
+    def rebind(self, module: nn.Module) -> None:
+        """Rebind those methods of ``module`` that make numbers of numbers, or call what they must not enter."""
+        for kind in reversed(type(module).__mro__):
+            if not kind.__module__.startswith(("torch.", "builtins")):
+                for name, method in vars(kind).items():
+                    if isinstance(method, Function) and not name.startswith("__") and self.needs(method):
+                        module.__dict__[name] = types.MethodType(self.function(method), module)
+
+    def needs(self, function: Function) -> bool:
+        """Whether the function, or one of its own module that it calls, uses a name of ours."""
+        if function not in self.needed:
+            self.needed[function] = False  # while it is looked at: it may call itself
+            space = function.__globals__
+            self.needed[function] = any(self._is_ours(space, name) for name in _names(function.__code__))
+        return self.needed[function]
+
+    def _is_ours(self, space: dict[str, Any], name: str) -> bool:
+        if name not in space:
+            return name in _BUILTINS
+        value = space[name]
+        if value is math or (id(space), name) in _symbolic_trace._wrapped_fns_to_patch or _is_math(value):
+            return True
+        return isinstance(value, Function) and not _is_torch(value) and self.needs(value)
+
+    def function(self, function: Function) -> Function:
+        """The same code over our names."""
+        if function not in self.rebound:
+            space = self.spaces.setdefault(id(function.__globals__), _Globals(self, function.__globals__))
+            twin = Function(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
+            twin.__kwdefaults__ = function.__kwdefaults__
+            self.rebound[function] = twin
+        return self.rebound[function]
+
+    def value(self, space: dict[str, Any], name: str) -> Any:
+        """What a global name means in a rebound function."""
+        value = space[name]
+        if (id(space), name) in _symbolic_trace._wrapped_fns_to_patch:
+            return lambda *args, **kwargs: self.record(value, args, kwargs)
+        if value is math:
+            return _MATH_OF_SIZES
+        if _is_math(value):
+            return _of_sizes(value)
+        if isinstance(value, Function) and not _is_torch(value) and self.needs(value):
+            return self.function(value)
+        return value
+
+
+class _Globals(dict[str, Any]):
+    """A function's globals as they are at each look, some of them replaced."""
+
+    def __init__(self, rebinder: Rebinder, space: dict[str, Any]) -> None:
+        super().__init__({name: space[name] for name in ("__name__", "__package__", "__spec__") if name in space})
+        self["__builtins__"] = {**vars(builtins), **_BUILTINS}
+        self.rebinder, self.space = rebinder, space
+
+    def __missing__(self, name: str) -> Any:
+        return self.rebinder.value(self.space, name)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _is_torch(function: Function) -> bool:
+    return (function.__module__ or "").startswith("torch.")
+
+
+def _is_math(value: Any) -> bool:
+    return isinstance(value, types.BuiltinFunctionType) and value.__module__ == "math"
+
+
+def _of_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, recorded where it takes a size."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        size = next((a for a in args if is_size(a) and hasattr(a, "read")), None)
+        return function(*args, **kwargs) if size is None else size.tracer.record("call_function", function, args, {})
+
+    return call
+
+
+class _NumberType(type):
+    """Stands for ``int`` or ``float``: the same type to whoever asks, but a size that is converted stays a size."""
+
+    plain: type
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if not args or type(args[0]) not in (SizeInt, SizeFloat, SizeBool):
+            return cls.plain(*args, **kwargs)
+        size = args[0]
+        return size if type(size.value) is cls.plain else size.tracer.record("call_function", cls.plain, (size,), {})
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.plain)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.plain)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.plain
+
+    def __hash__(cls) -> int:
+        return hash(cls.plain)
+
+
+class _Int(int, metaclass=_NumberType):
+    plain = int
+
+
+class _Float(float, metaclass=_NumberType):
+    plain = float
+
+
+_BUILTINS: dict[str, Any] = {"int": _Int, "float": _Float, "max": _of_sizes(max), "min": _of_sizes(min)}
+_MATH_OF_SIZES = types.SimpleNamespace(**{**vars(math), **{name: _of_sizes(f) for name, f in _MATH.items()}})
