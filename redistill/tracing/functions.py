@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property, resolve_name
 
-from redistill.tracing.obstacles import DataDependence, Obstacle
+from redistill.tracing.obstacles import DataDependenceError, ObstacleError
 
 if TYPE_CHECKING:
     from redistill.tracing.tracer import Tracer
@@ -54,7 +54,7 @@ class RecordFunctions(TorchFunctionMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.evaluating or not _any_leaf((args, kwargs), self.tracer.is_traced):
+        if self.tracer.is_blind or not _any_leaf((args, kwargs), self.tracer.is_traced):
             return func(*args, **kwargs)
         attribute, action = _attribute_of(func)
         if attribute is not None:
@@ -75,7 +75,7 @@ class RecordFunctions(TorchFunctionMode):
         """Sizes and views are recorded; the device is the teacher's, not the trace's."""
         if action == "__set__":
             if id(tensor) in self.tracer.state and name == "data":
-                raise Obstacle("the forward overwrites a weight")
+                raise ObstacleError("the forward overwrites a weight")
             return func(tensor, *rest)
         if id(tensor) in self.tracer.state and name not in _VIEWS:
             return func(tensor)
@@ -88,7 +88,7 @@ class RecordFunctions(TorchFunctionMode):
         """A value can be read where no input decides it."""
         known = [self.tracer.known(a) if isinstance(a, Tensor) else a for a in args]
         if any(k is None and a is not None for k, a in zip(known, args, strict=True)):
-            raise DataDependence(f"{name.strip('_')}()")
+            raise DataDependenceError(f"{name.strip('_')}()")
         return func(*known, **kwargs)
 
     def _each(self, tensor: Tensor, name: str) -> Any:
@@ -100,7 +100,7 @@ class RecordFunctions(TorchFunctionMode):
     def _check_autocast(self) -> None:
         for device in ("cpu", self.tracer.device.type):
             if torch.is_autocast_enabled(device):
-                raise Obstacle(
+                raise ObstacleError(
                     "the forward switches torch.autocast on, which a graph does not record",
                     "Leave autocast to the caller, or convert what needs it by .to(dtype)",
                 )

@@ -1,4 +1,4 @@
-"""Obstacles: what stands in the way of a trace, with its reason and remedy."""
+"""ObstacleErrors: what stands in the way of a trace, with its reason and remedy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ _CONTROL_FLOW = (
 _OTHERWISE = "Move that line into a module of its own, which then stays one node of the graph, or wrap the model"
 
 
-class Obstacle(Exception):
+class ObstacleError(Exception):
     """Something in the teacher's code that a graph cannot hold."""
 
-    def __init__(self, reason: str, remedy: str = _OTHERWISE) -> None:
+    def __init__(self, reason: str, remedy: str = _OTHERWISE, place: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
+        self.place = place
 
 
-class DataDependence(Obstacle):
+class DataDependenceError(ObstacleError):
     """Python reads what only the data decide."""
 
     def __init__(self, what: str) -> None:
@@ -30,4 +31,10 @@ class DataDependence(Obstacle):
 def describe(error: BaseException) -> str:
     """An error's reason in one line, and the place in the teacher's code."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{reason} ({error_place(error)})"
+    place = error.place if isinstance(error, ObstacleError) else None
+    return f"{reason} ({place or error_place(error)})"
+
+
+def remedy_of(error: BaseException) -> str:
+    """What the user can do about it."""
+    return error.remedy if isinstance(error, ObstacleError) else _OTHERWISE

@@ -53,6 +53,11 @@ class _Size:
         """The value itself, noted as a guard: the graph is right only while it stays the same."""
         return guard_node(self.origin, self.value, convert, user_place(sys._getframe(1)))
 
+    @property
+    def node(self) -> _Reading:
+        """What C++ asks for a number that reaches it past the tracer."""
+        return _Reading(self)
+
     def __bool__(self) -> bool:
         return bool(self.read(bool))
 
@@ -73,6 +78,41 @@ class _Size:
 
     def __format__(self, spec: str) -> str:
         return format(self.read(exactly), spec)
+
+
+class _Reading:
+    """A symbolic number to torch's C++, which gets the number itself, and leaves a guard."""
+
+    def __init__(self, size: _Size) -> None:
+        self.size = size
+
+    def guard_int(self, *_: Any) -> int:
+        """A whole number."""
+        return int(self.size.read(operator.index))
+
+    def guard_float(self, *_: Any) -> float:
+        """A floating-point number."""
+        return float(self.size.read(float))
+
+    def guard_bool(self, *_: Any) -> bool:
+        """A truth value."""
+        return bool(self.size.read(bool))
+
+    int_ = maybe_as_int = guard_int
+    float_ = guard_float
+    bool_ = guard_bool
+
+    def is_int(self) -> bool:
+        """Whether it is a whole number."""
+        return isinstance(self.size, int)
+
+    def is_float(self) -> bool:
+        """Whether it is a floating-point number."""
+        return isinstance(self.size, float)
+
+    def is_bool(self) -> bool:
+        """Whether it is a truth value."""
+        return isinstance(self.size, bool)
 
 
 def _binary(function: Callable[..., Any], swapped: bool = False) -> Callable[[Any, Any], Any]:
@@ -107,14 +147,14 @@ def _divmod(self: Any, other: Any) -> tuple[Any, Any]:
     return self // other, self % other
 
 
-class SizeInt(_Size, torch.SymInt):
+class SizeInt(_Size, torch.SymInt):  # type: ignore[misc]
     """A whole number that a graph yields."""
 
     __divmod__ = _divmod
     __hash__ = _Size.__hash__
 
 
-class SizeFloat(_Size, torch.SymFloat):
+class SizeFloat(_Size, torch.SymFloat):  # type: ignore[misc]
     """A floating-point number that a graph yields."""
 
     __divmod__ = _divmod
@@ -125,7 +165,7 @@ class SizeFloat(_Size, torch.SymFloat):
         return bool(self.read(exactly).is_integer())
 
 
-class SizeBool(_Size, torch.SymBool):
+class SizeBool(_Size, torch.SymBool):  # type: ignore[misc]
     """A truth value that a graph yields."""
 
     __hash__ = _Size.__hash__

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ from redistill.errors import TraceError
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import Uncompiled, meta_copy, set_mode, working_copy
 from redistill.tracing.functions import RecordFunctions
-from redistill.tracing.guards import error_place, mark_guards
-from redistill.tracing.obstacles import Obstacle, describe
+from redistill.tracing.guards import mark_guards, user_place
+from redistill.tracing.obstacles import ObstacleError, describe, remedy_of
 from redistill.tracing.rebinding import Rebinder
 from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
 from redistill.tracing.skeleton import evaluate, known_value, to_meta
@@ -60,6 +61,7 @@ class Tracer:
         self.calls: dict[str, int] = {}
         self.kept: list[Any] = []  # values of erased nodes: no other tensor must take their address
         self.evaluating = False
+        self.escaped: ObstacleError | None = None
         self.device = torch.device("cpu")
 
     def run(self, inputs: Sequence[Any]) -> Graph:
@@ -72,6 +74,7 @@ class Tracer:
         proxies = self._placeholders(inputs)
         with torch.no_grad(), _Tripwire(self), RecordFunctions(self):
             output = _run(self.root, proxies, {})
+            self._check_escaped()
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = None
         self.graph.output(self.argument(output))
@@ -121,6 +124,15 @@ class Tracer:
         if self.evaluating or not any(map(self.is_traced, tree_leaves((args, kwargs)))):
             return function(*args, **kwargs)
         return self.record("call_function", function, args, kwargs)
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether what runs now is not recorded: our own code, or what follows something that was not seen."""
+        return self.evaluating or self.escaped is not None
+
+    def _check_escaped(self) -> None:
+        if self.escaped is not None:
+            raise self.escaped
 
     def _is_value(self, argument: Any, value: Any) -> bool:
         """Whether an operation returned its own argument."""
@@ -209,7 +221,7 @@ class Tracer:
         path = self.paths.get(id(tensor))
         if path is None:
             if tensor.is_meta:
-                raise Obstacle("a tensor comes out of code that the trace cannot see into")
+                raise ObstacleError("a tensor comes out of code that the trace cannot see into")
             path = self._free_name()
             setattr(self.root, path, tensor)
             self.paths[id(tensor)] = path
@@ -227,16 +239,18 @@ class Tracer:
     def call_module(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Trace through ``module``; what cannot be traced through is rolled back to one opaque node."""
         path = self.module_paths[module]
-        if self.evaluating:
+        if self.is_blind:
             return _run(module, args, kwargs)
         if self._is_leaf(module, path):
             return self._call_leaf(path, args, kwargs)
         mark = (next(iter(reversed(self.graph.nodes)), None), len(self.journal), dict(self.calls))
         try:
             with self._inside(module, path):
-                return _run(module, args, kwargs)
+                found = _run(module, args, kwargs)
+            self._check_escaped()
+            return found
         except Exception as error:
-            return self._call_opaque(path, args, kwargs, error, mark)
+            return self._call_opaque(path, args, kwargs, self.escaped or error, mark)
 
     def _call_leaf(self, path: str, args: Any, kwargs: Any) -> Any:
         with self._inside(self.root.get_submodule(path), path):
@@ -246,6 +260,7 @@ class Tracer:
         if not any(map(self.is_traced, tree_leaves((args, kwargs)))):
             raise error
         self._roll_back(*mark)
+        self.escaped = None
         try:
             found = self._call_leaf(path, args, kwargs)
         except Exception:
@@ -296,7 +311,10 @@ class Tracer:
 
 
 class _Tripwire(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Stops what computes on the trace's tensors without the tracer having seen it: C++ that calls C++."""
+    """Notes what computes on the trace's tensors without the tracer having seen it: C++ that calls C++.
+
+    It raises nothing, for C++ that is left by an exception may stay in a state of its own.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -306,16 +324,19 @@ class _Tripwire(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.tracer.evaluating:
+        if self.tracer.is_blind:
             return result
         sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_meta]
         if not sources:
             return result
         node = self.tracer.nodes.get(id(sources[0]))
-        if func._schema.name not in _ALIASES or node is None:
-            raise Obstacle(f"{func._schema.name.removeprefix('aten::')} is run by code that the trace cannot see into")
-        self.tracer.bind(result, node)
-        self.tracer.kept.append(result)
+        if func._schema.name in _ALIASES and node is not None:
+            self.tracer.bind(result, node)
+            self.tracer.kept.append(result)
+        else:
+            name = func._schema.name.removeprefix("aten::")
+            reason = f"{name} is run by code that the trace cannot see into"
+            self.tracer.escaped = ObstacleError(reason, place=user_place(sys._getframe(1)))
         return result
 
 
@@ -337,13 +358,11 @@ def trace_graph(
         tracer = Tracer(module, leaf_modules, training)
         try:
             graph = tracer.run(inputs)
-        except Exception as error:
-            name, place = type(module).__name__, error_place(error)
-            if isinstance(error, Obstacle):
-                reason, remedy = error.reason, error.remedy
-            else:
-                reason, remedy = describe(error).removesuffix(f" ({place})"), Obstacle("").remedy
-            raise TraceError(f"{name} cannot be traced: {reason} ({place}). {remedy}") from error
+        except Exception as raised:
+            error = tracer.escaped or raised
+            raise TraceError(
+                f"{type(module).__name__} cannot be traced: {describe(error)}. {remedy_of(error)}"
+            ) from error
     return graph, tracer.opaque, tracer.root
 
 
