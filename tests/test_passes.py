@@ -14,7 +14,7 @@ from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.tracing.canonicalize import CanonicalizePass
+from redistill.tracing.canonicalize import CanonicalizePass, GlobalPoolPass
 from redistill.tracing.skeleton import build_graph_module
 from redistill.tracing.tracer import trace_graph
 
@@ -67,10 +67,10 @@ def test_canonicalise_makes_modules_of_functions():
 
 def test_canonicalise_turns_a_pool_over_the_whole_map_into_a_global_pool():
     graph_module = graph_of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(8)), torch.randn(1, 3, 8, 8))
-    CanonicalizePass()(graph_module)
+    GlobalPoolPass()(graph_module)
     assert isinstance(graph_module.get_submodule("1"), nn.AdaptiveAvgPool2d)
     kept = graph_of(nn.Sequential(nn.AvgPool2d(4)), torch.randn(1, 3, 8, 8))
-    assert not CanonicalizePass()(kept).modified
+    assert not GlobalPoolPass()(kept).modified
 
 
 def restrided(module, side, stride, target, enlarge=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -133,7 +133,7 @@ class _Copier:
             return functools.partial(self.value(value.func), *map(self.value, value.args), **kwargs)
         if type(value) in (list, tuple, set):
             return type(value)(map(self.value, value))
-        if isinstance(value, dict):
+        if type(value) in (dict, OrderedDict, defaultdict):
             return self._mapping(value)
         try:
             return copy.deepcopy(value, self.memo)
