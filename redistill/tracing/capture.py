@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from redistill.errors import TraceError
 from redistill.tracing import operators
+from redistill.tracing.call import Call, read_call
 from redistill.tracing.canonicalize import CanonicalizePass, GlobalPoolPass
 from redistill.tracing.checks import check_outputs, check_runs
 from redistill.tracing.contexts import plain_context
@@ -28,16 +29,27 @@ EVAL_ONLY = "the student does in train mode what it does in eval mode, but for d
 
 @dataclass(frozen=True)
 class Capture:
-    """A teacher's graph over the teacher's own modules, and what a reader should know of how it was obtained."""
+    """A teacher's graph over the teacher's own modules, and what a reader should know of how it was obtained.
+
+    Attributes:
+        graph_module: takes tensors alone and returns them in plain tuples, lists and dicts.
+        inputs: the tensors of the example input, in the graph's order.
+        call: how the teacher itself is called, and what it returns.
+    """
 
     graph_module: GraphModule
     notes: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    call: Call
 
 
 def capture(
-    model: nn.Module, inputs: Sequence[Tensor], leaf_modules: Iterable[type[nn.Module]] = (), check: bool = True
+    model: nn.Module, example_input: Any, leaf_modules: Iterable[type[nn.Module]] = (), check: bool = True
 ) -> Capture:
-    """Trace ``model`` in eval mode for ``inputs`` and check the graph.
+    """Trace ``model`` in eval mode for an example input and check the graph.
+
+    The example is a tensor, a tuple or list of arguments (lists, tuples and dicts of tensors among them), or a mapping
+    of arguments by keyword. What in it is no tensor is a constant of the graph.
 
     Accepted is a graph in which every strided convolution and batch norm is visible, and whose outputs equal the
     model's own at the example size and at another size and batch size. Where train mode does something else, a note
@@ -49,30 +61,32 @@ def capture(
     """
     leaf_modules = tuple(leaf_modules)
     check_copyable(model)
+    call, inputs = read_call(model, example_input)
     with plain_context(inputs):
         try:
-            graph, opaque, root = trace_graph(model, inputs, leaf_modules, training=False)
+            graph, opaque, root = trace_graph(model, inputs, leaf_modules, call, training=False)
         except TraceError:
-            check_runs(model, inputs)
+            check_runs(model, call, inputs)
             raise
-        notes = _compare_modes(model, graph, inputs, leaf_modules) if check else ()
+        call = replace(call, result=graph.output_node().meta["result"])
+        notes = _compare_modes(model, graph, call, inputs, leaf_modules) if check else ()
         _check_visible(model, opaque)
         graph_module = build_graph_module(model, graph, root)
         CanonicalizePass()(graph_module)
         graph_module.training = False
         if check:
-            check_outputs(model, graph_module, inputs)
+            check_outputs(model, graph_module, call, inputs)
         GlobalPoolPass()(graph_module)
     notes += tuple(f"{path} stays one node: {reason}" for path, reason in opaque.items())
-    return Capture(graph_module, notes)
+    return Capture(graph_module, notes, inputs, call)
 
 
 def _compare_modes(
-    model: nn.Module, graph: Graph, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]
+    model: nn.Module, graph: Graph, call: Call, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]
 ) -> tuple[str, ...]:
     """What train mode has that the graph has not: auxiliary heads, or a computation of its own."""
     try:
-        train_graph = _train_graph(model, inputs, leaf_modules)
+        train_graph = _train_graph(model, call, inputs, leaf_modules)
     except TraceError as error:
         return (f"{EVAL_ONLY}; train mode cannot be traced: {error}",)
     ours, theirs = _operations(graph), _operations(train_graph)
@@ -87,13 +101,15 @@ def _compare_modes(
     return (f"{EVAL_ONLY}; the teacher's train mode computes something else from {where.name} ({place}) on",)
 
 
-def _train_graph(model: nn.Module, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]) -> Graph:
+def _train_graph(
+    model: nn.Module, call: Call, inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]
+) -> Graph:
     """The graph in train mode, of two examples where one has no statistics."""
     try:
-        return trace_graph(model, inputs, leaf_modules, training=True)[0]
+        return trace_graph(model, inputs, leaf_modules, call, training=True)[0]
     except TraceError:
         twice = [torch.cat([x, x]) if x.dim() else x for x in map(to_meta, inputs)]
-        return trace_graph(model, twice, leaf_modules, training=True)[0]
+        return trace_graph(model, twice, leaf_modules, call, training=True)[0]
 
 
 def _operations(graph: Graph) -> list[Node]:

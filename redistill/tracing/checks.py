@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from redistill.errors import ModelError, TraceError
 from redistill.internal.text import format_shapes
+from redistill.tracing.call import Call, take_apart
 from redistill.tracing.contexts import preserved_generators
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.skeleton import evaluate, to_meta
@@ -21,7 +22,7 @@ from redistill.tracing.skeleton import evaluate, to_meta
 RELATIVE, OF_LARGEST = 1e-4, 1e-5  # rounding, in another order, of single precision
 
 
-def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
+def check_outputs(model: nn.Module, graph_module: GraphModule, call: Call, inputs: Sequence[Tensor]) -> None:
     """Compare graph and model, both in eval mode, at two other sizes and another batch size.
 
     The trace was recorded at the example size, so it is there that it could not be wrong by itself; that size is tried
@@ -31,21 +32,21 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, inputs: Sequence[
         TraceError: outputs differ.
         ModelError: the model does not run, not even on its own input.
     """
-    compared = [_compare(model, graph_module, trial) for trial in _other_sizes(inputs)]
+    compared = [_compare(model, graph_module, call, trial) for trial in _other_sizes(inputs)]
     if not any(compared):
         own = tuple(_random_like(x, x.shape) for x in inputs)
-        if not _compare(model, graph_module, own):
-            check_runs(model, inputs)
+        if not _compare(model, graph_module, call, own):
+            check_runs(model, call, inputs)
 
 
-def check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+def check_runs(model: nn.Module, call: Call, inputs: Sequence[Tensor]) -> None:
     """Run the model on its example.
 
     Raises:
         ModelError: it does not run.
     """
     try:
-        run_copy(model, inputs)
+        run_copy(model, inputs, call)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -53,18 +54,18 @@ def check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         ) from error
 
 
-def run_copy(model: nn.Module, inputs: Sequence[Any]) -> Any:
+def run_copy(model: nn.Module, inputs: Sequence[Any], call: Call | None = None) -> Any:
     """What ``model`` yields in eval mode; neither it nor a generator is changed, so a second run draws the same."""
     twin = working_copy(model)
     set_mode(twin, training=False)
     with torch.no_grad(), preserved_generators():
-        return twin(*inputs)
+        return take_apart(call.run(twin, inputs))[0] if call else twin(*inputs)
 
 
-def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, ...]) -> bool:
+def _compare(model: nn.Module, graph_module: GraphModule, call: Call, trial: tuple[Tensor, ...]) -> bool:
     """Whether model and graph take an input of this size; if they do, they must yield the same."""
     try:
-        expected = run_copy(model, trial)
+        expected = run_copy(model, trial, call)
     except Exception:
         return False
     reason = _difference(expected, graph_module, trial)
@@ -72,7 +73,7 @@ def _compare(model: nn.Module, graph_module: GraphModule, trial: tuple[Tensor, .
         return True
     if broken_guard(graph_module, trial) is not None:  # the graph says itself that it does not hold here
         return False
-    if not _equal(expected, run_copy(model, trial)):
+    if not _equal(expected, run_copy(model, trial, call)):
         reason = "it yields something else each time it runs, with the same input and the same seed"
     raise TraceError(f"the graph of {type(model).__name__} is not the model at {format_shapes(trial)}: {reason}")
 
@@ -121,7 +122,7 @@ def _equal(expected: Any, found: Any) -> bool:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(dict(value) if isinstance(value, dict) else value) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

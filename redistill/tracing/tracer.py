@@ -28,8 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from redistill.errors import TraceError
+from redistill.tracing.call import Call, read_call
 from redistill.tracing.contexts import plain_context
-from redistill.tracing.copying import Uncompiled, meta_copy, set_mode, working_copy
+from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import mark_guards, user_place
 from redistill.tracing.obstacles import ObstacleError, describe, remedy_of
@@ -64,20 +65,20 @@ class Tracer:
         self.escaped: ObstacleError | None = None
         self.device = torch.device("cpu")
 
-    def run(self, inputs: Sequence[Any]) -> Graph:
-        """Trace for ``inputs`` and drop what nothing reads."""
+    def run(self, call: Call, inputs: Sequence[Any]) -> Graph:
+        """Trace for a ``call`` with ``inputs`` in their places, and drop what nothing reads."""
         self.device = next((x.device for x in inputs if isinstance(x, Tensor)), self.device)
         rebinder = Rebinder(self.call_function)
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = partial(self.call_module, part)
             rebinder.rebind(part)
-        proxies = self._placeholders(inputs)
+        proxies = self._placeholders(call.names, inputs)
         with torch.no_grad(), _Tripwire(self), RecordFunctions(self):
-            output = _run(self.root, proxies, {})
+            output, result = call.trace(lambda *args, **kwargs: _run(self.root, args, kwargs), proxies)
             self._check_escaped()
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = None
-        self.graph.output(self.argument(output))
+        self.graph.output(self.argument(output)).meta["result"] = result
         mark_guards(self.graph)
         for node in self.graph.nodes:
             if isinstance(self.values.get(node), Tensor):
@@ -85,9 +86,8 @@ class Tracer:
                 node.meta["dtype"] = self.values[node].dtype
         return self.graph
 
-    def _placeholders(self, inputs: Sequence[Any]) -> list[Any]:
-        """One placeholder for each example input, named as in the signature; the others keep their defaults."""
-        names = _parameter_names(self.root, len(inputs))
+    def _placeholders(self, names: Sequence[str], inputs: Sequence[Any]) -> list[Any]:
+        """One placeholder for each tensor; what is no tensor there is a size."""
         found = []
         for name, value in zip(names, inputs, strict=True):
             node = self.create_node("placeholder", name, (), {}, to_meta(value))
@@ -344,12 +344,15 @@ def trace_graph(
     module: nn.Module,
     inputs: Sequence[Any],
     leaf_modules: Iterable[type[nn.Module]] = (),
+    call: Call | None = None,
     training: bool | None = None,
 ) -> tuple[Graph, dict[str, str], nn.Module]:
     """Trace ``module`` in train or eval mode, or the one it is in.
 
+    It is called with the tensors ``inputs``, in order, or as ``call`` says.
+
     Returns:
-        The graph, the reason of each module that stays opaque, and the working copy, which holds the constants.
+        The graph (the output's classes in its output node's meta), the reason of each module that stays opaque, and the working copy, which holds the constants.
 
     Raises:
         TraceError: the module cannot be traced; the message names the line.
@@ -357,7 +360,7 @@ def trace_graph(
     with plain_context(inputs):
         tracer = Tracer(module, leaf_modules, training)
         try:
-            graph = tracer.run(inputs)
+            graph = tracer.run(call or read_call(module, inputs)[0], inputs)
         except Exception as raised:
             error = tracer.escaped or raised
             raise TraceError(
@@ -400,19 +403,6 @@ def _rebuilt(like: Any, parts: Any) -> Any:
 def _filled(like: Any, parts: dict[Any, Any]) -> Any:
     kind: Any = type(like)
     return kind(**parts) if is_dataclass(like) else kind(parts)
-
-
-def _parameter_names(module: nn.Module, count: int) -> list[str]:
-    if isinstance(module, Uncompiled):
-        return _parameter_names(module.get_submodule("_orig_mod"), count)
-    forward = type(module).forward
-    parameters = list(inspect.signature(inspect.unwrap(forward)).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
-    if len(names) < count and any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        names += [f"input_{i}" for i in range(len(names), count)]
-    if len(names) < count:
-        raise TypeError(f"forward takes {len(names)} inputs, {count} were given")
-    return names
 
 
 def _reads_training(module: nn.Module) -> bool:

@@ -6,7 +6,6 @@ common.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AvgPoolNd, _LPPoolNd, _MaxPoolNd
 
+from redistill.tracing.copying import shallow_copy
 from redistill.tracing.operators import name_of
 
 Sides = tuple[int, ...]
@@ -99,7 +99,7 @@ def write_window(node: Node, module: nn.Module | None, window: Window) -> nn.Mod
         node.args = tuple(given.pop(n) for n in names[:1])
         node.kwargs = given
         return None
-    fitted: Any = copy.copy(module)
+    fitted: Any = shallow_copy(module)
     for name, value in _values(window).items():
         if hasattr(fitted, name):
             setattr(fitted, name, value)
