@@ -352,7 +352,8 @@ def trace_graph(
     It is called with the tensors ``inputs``, in order, or as ``call`` says.
 
     Returns:
-        The graph (the output's classes in its output node's meta), the reason of each module that stays opaque, and the working copy, which holds the constants.
+        The graph (the output's classes in its output node's meta), the reason of each module that stays opaque, and
+        the working copy, which holds the constants.
 
     Raises:
         TraceError: the module cannot be traced; the message names the line.
