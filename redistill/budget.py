@@ -38,6 +38,10 @@ def parse_budget(budget: str | int | Budget) -> Budget:
 
     Raises:
         BudgetError: the text is none of the accepted forms; the message lists them.
+
+    Example:
+        >>> parse_budget("4x").limit(4096), parse_budget("25%").limit(4096), parse_budget("1KiB").limit(4096)
+        (1024, 1024, 1024)
     """
     if isinstance(budget, Budget):
         return budget

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 
 class RedistillError(Exception):
-    """Base of every error that the library raises on purpose; the command lines turn it into exit code 2."""
+    """Base of every error that the library raises on purpose; the command lines turn it into exit code 2.
+
+    Example:
+        >>> import redistill, torch
+        >>> try:
+        ...     redistill.profile(torch.nn.ReLU(), torch.zeros(1), convention="deplo")
+        ... except redistill.RedistillError as error:
+        ...     print(error)
+        there is no convention 'deplo'; did you mean 'deploy'?
+    """
 
     exit_code = 2
 
@@ -34,7 +43,16 @@ class PassError(RedistillError):
 
 
 class InfeasibleBudgetError(PlanError):
-    """A budget below what any plan reaches; the message says what stands in the way."""
+    """A budget below what any plan reaches; the message says what stands in the way.
+
+    Example:
+        >>> import redistill, torch
+        >>> try:
+        ...     redistill.transform(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 16, 16), budget="100B")
+        ... except redistill.InfeasibleBudgetError as error:
+        ...     print(str(error)[:40])
+        no student of Conv2d fits 100 B (deploy)
+    """
 
     exit_code = 3
 

@@ -77,6 +77,16 @@ class Student(GraphModule):
     ``tapped()`` and ``teacher_tapped()`` give modules over the same weights whose outputs include the taps. What it
     knows of itself is in ``record``, and each part of that under its own name too. Where the teacher has a submodule
     called like one of our own names, the name is the submodule's; ``Student.save(student, folder)`` is ours still.
+
+    Example:
+        >>> import torch, redistill
+        >>> from redistill.models import load_model
+        >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+        >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+        >>> print(student.plan)
+        2, 1, 1: 0.188 -> 0.078 MiB (deploy), 74 % of the MACs
+        >>> student(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
     """
 
     def __init__(self, root: Any, graph: Graph, class_name: str = "Student") -> None:
@@ -87,14 +97,36 @@ class Student(GraphModule):
 
     @classmethod
     def from_graph(cls, graph_module: GraphModule, record: StudentRecord, config: Any = None) -> Student:
-        """Take over the modules and graph of ``graph_module``; ``config`` is the teacher's."""
+        """Take over the modules and graph of ``graph_module``; ``config`` is the teacher's.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> twin = redistill.Student.from_graph(student, student.record)
+            >>> twin.plan == student.plan
+            True
+        """
         student = cls(graph_module, graph_module.graph)
         student.meta.update(student=record, config=config)
         student.recompile()
         return student
 
     def recompile(self) -> Any:
-        """Write the forward anew: the graph's, called as the teacher is called."""
+        """Write the forward anew: the graph's, called as the teacher is called.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> logits = student.graph.output_node().args[0]
+            >>> student.graph.output_node().args = ((logits, logits),)
+            >>> code = student.recompile()  # now its forward does what the graph says
+            >>> len(student(torch.zeros(1, 3, 32, 32)))
+            2
+        """
         code = super().recompile()
         record = self.__dict__.get("meta", {}).get("student")
         if record is not None and not record.call.is_plain:
@@ -110,7 +142,16 @@ class Student(GraphModule):
     def load(
         cls, directory: str | Path, teacher: nn.Module | None = None, trust: bool = False, *, passes: Iterable[Any] = ()
     ) -> Student:
-        """Load a saved student: :func:`redistill.load_student`."""
+        """Load a saved student: :func:`redistill.load_student`.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> redistill.Student.load(student.save("student"), teacher).plan.factors
+            (2, 1, 1)
+        """
         from redistill.compiler.pipeline import load_student  # which makes students
 
         return load_student(directory, teacher, trust, passes=passes)
@@ -189,6 +230,15 @@ class Student(GraphModule):
 
         Returns:
             A module whose forward yields ``(output, {name: tensor})``: what each RED block yields, and features.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> output, maps = student.tapped()(torch.zeros(2, 3, 32, 32))
+            >>> list(maps) == [tap.name for tap in student.taps]
+            True
         """
         places = {n.meta["tap"]: n.name for n in self.graph.nodes if "tap" in n.meta} | dict(features or {})
         return with_outputs(self, places)
@@ -202,6 +252,15 @@ class Student(GraphModule):
             teacher: the teacher (or any module of the same architecture).
             features: further graph nodes to return, by the name they shall have.
             output: whether the teacher's output is wanted; None is returned in its place otherwise.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> _, maps = student.teacher_tapped(teacher, output=False)(torch.zeros(2, 3, 32, 32))
+            >>> list(maps) == [tap.name for tap in student.taps]
+            True
         """
         device = next((p.device for p in teacher.parameters()), None)
         graph_module = capture(teacher, record_of(self).example(device), check=False).graph_module
@@ -209,11 +268,29 @@ class Student(GraphModule):
         return with_outputs(graph_module, places, output)
 
     def report(self) -> str:
-        """The terminal report: teacher and student side by side."""
+        """The terminal report: teacher and student side by side.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> "2.40x" in student.report()
+            True
+        """
         return render(Student.comparison(self))
 
     def comparison(self) -> Comparison:
-        """What the reports show."""
+        """What the reports show.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> round(student.comparison().ratio, 2)
+            2.4
+        """
         record, origin = record_of(self), record_of(self).provenance
         return Comparison(
             title=origin.model or origin.teacher,
@@ -235,6 +312,14 @@ class Student(GraphModule):
 
         Raises:
             StudentError: the folder cannot be written, or holds something that is not a student.
+
+        Example:
+            >>> import torch, redistill
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+            >>> sorted(path.name for path in student.save("student").iterdir())
+            ['student.yaml', 'weights.safetensors']
         """
         return recipe.write(Path(directory), to_recipe(record_of(self)), self)
 

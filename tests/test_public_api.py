@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -40,6 +41,16 @@ def test_every_public_name_is_there_and_says_what_it_is(name):
     if callable(found):
         assert found.__doc__
         assert found.__doc__.split("\n")[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", sorted({*redistill.__all__} - {"__version__"}))
+def test_every_public_thing_shows_an_example_of_itself(name):
+    found = getattr(redistill, name)
+    own = {"": found}
+    if isinstance(found, type) and not issubclass(found, Exception):
+        own |= {key: getattr(value, "__func__", value) for key, value in vars(found).items() if key[0] != "_"}
+    shown = {key: value for key, value in own.items() if inspect.isroutine(value) or isinstance(value, type)}
+    assert [key for key, value in shown.items() if ">>> " not in (value.__doc__ or "")] == []
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -88,8 +88,8 @@ def methods() -> Catalogue:
         >>> redistill.methods()["kd"]
         kd: softened class probabilities; Hinton, Vinyals and Dean, arXiv 1503.02531; weight 1; reads logits
           temperature: float = 4.0
-        >>> len(redistill.methods())
-        22
+        >>> len(redistill.methods()) > 20
+        True
     """
     return Catalogue({name: describe_method(kind) for name, kind in METHODS.items()})
 

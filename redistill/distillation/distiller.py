@@ -87,6 +87,16 @@ class Distiller(nn.Module):
 
         Returns:
             The student's output, and the weighted losses, scalars by "method/place"; minimise their sum and the task's.
+
+        Example:
+            >>> import copy
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> images = torch.randn(4, 3, 32, 32)
+            >>> distil = Distiller(copy.deepcopy(teacher), teacher, "kd", example=images)
+            >>> logits, losses = distil(images, labels=torch.tensor([1, 5, 0, 2]), epoch=0.5)
+            >>> {name: round(loss.item(), 3) for name, loss in losses.items()}  # twins, as yet
+            {'kd/logits': 0.0}
         """
         blended = labels is not None and labels.is_floating_point()
         targets = Targets(labels=None if blended else labels, soft=labels if blended else None, indices=indices)
@@ -95,7 +105,18 @@ class Distiller(nn.Module):
     def compare(
         self, inputs: tuple[Tensor, ...], targets: Targets, epoch: float = 0.0, first_stage: bool = False
     ) -> tuple[Tensor, Losses]:
-        """The same as calling it, with all that is known of the batch as :class:`Targets`."""
+        """The same as calling it, with all that is known of the batch as :class:`Targets`.
+
+        Example:
+            >>> import copy
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> images = torch.randn(4, 3, 32, 32)
+            >>> distil = Distiller(copy.deepcopy(teacher), teacher, "kd", example=images)
+            >>> _, losses = distil.compare((images,), Targets(labels=torch.tensor([1, 5, 0, 2])))
+            >>> list(losses)
+            ['kd/logits']
+        """
         self.distillation.begin(epoch)
         student = self.student_view(*inputs)
         teachers = {name: view(*inputs) for name, view in self.teacher_views.items()}
@@ -110,7 +131,18 @@ class Distiller(nn.Module):
         return (self.student_view, *self.teacher_views.values())
 
     def with_student(self, student: nn.Module, view: View) -> Distiller:
-        """The same teachers and methods for another network, seen through ``view``, that shows the same features."""
+        """The same teachers and methods for another network, seen through ``view``, that shows the same features.
+
+        Example:
+            >>> import copy
+            >>> from redistill.models import load_model
+            >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+            >>> images = torch.randn(4, 3, 32, 32)
+            >>> distil = Distiller(copy.deepcopy(teacher), teacher, "kd", example=images)
+            >>> other = load_model("redistill:cifar_resnet?depth=14", "random")
+            >>> distil.with_student(other, View(other)).student is other
+            True
+        """
         twin = copy.copy(self)
         twin._modules = {**self._modules, "student": student}
         twin.student_view = view

@@ -106,6 +106,13 @@ class DistillationMethod(nn.Module, ABC):
         paper: where it was published.
         weight: the published weight of the loss beside the cross-entropy.
         two_stage: whether :meth:`initialise` has losses of its own for a first stage of training.
+
+    Example:
+        >>> class Squared(DistillationMethod):
+        ...     def losses(self, student, teacher, targets):
+        ...         return {"logits": (student.logits - teacher.logits).square().mean()}
+        >>> Squared.name, Squared()(Outputs(torch.ones(2, 3)), Outputs(torch.zeros(2, 3)), Targets())
+        ('squared', tensor(1.))
     """
 
     name: ClassVar[str]

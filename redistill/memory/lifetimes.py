@@ -40,7 +40,15 @@ class Step:
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """Where activation memory goes, step by step, under ``convention``; all sizes in bytes."""
+    """Where activation memory goes, step by step, under ``convention``; all sizes in bytes.
+
+    Example:
+        >>> import torch, redistill
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> found = redistill.profile(model, torch.zeros(1, 3, 16, 16))
+        >>> found.peak_bytes, found.peak_node, [buffer.shape for buffer in found.live]
+        (11264, '_0', [(1, 8, 16, 16), (1, 3, 16, 16)])
+    """
 
     convention: Convention
     timeline: tuple[Step, ...]
@@ -79,7 +87,15 @@ class MemoryProfile:
         return sum(step.macs for step in self.timeline)
 
     def alive_at(self, step: int) -> tuple[Buffer, ...]:
-        """The buffers alive at ``step``, largest first; what an operation needs within itself comes as one more."""
+        """The buffers alive at ``step``, largest first; what an operation needs within itself comes as one more.
+
+        Example:
+            >>> import torch, redistill
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+            >>> found = redistill.profile(model, torch.zeros(1, 3, 16, 16))
+            >>> [buffer.bytes for buffer in found.alive_at(0)]
+            [3072]
+        """
         alive = [b for b in self.buffers if b.born <= step <= b.dies]
         now = self.timeline[step]
         if now.transient_bytes:

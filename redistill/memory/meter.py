@@ -79,6 +79,12 @@ def measure(model: nn.Module, example_inputs: Any) -> int:
 
     Returns:
         Bytes. Gradients are off (but not in inference mode, which would hide the indices of max pooling).
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+        >>> measure(model, torch.zeros(1, 3, 16, 16))  # the image, the convolution's map and the activation's
+        19456
     """
     call, inputs = read_call(model, example_inputs)
     meter = MemoryMeter(state_of(model))

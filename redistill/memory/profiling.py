@@ -35,6 +35,12 @@ def profile(
     Raises:
         ModelError: an unknown convention or type.
         TraceError: the model cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval()
+        >>> profile(model, torch.zeros(1, 3, 16, 16)), profile(model, torch.zeros(1, 3, 16, 16), "eager").peak_bytes
+        (<MemoryProfile 11.000 KiB (deploy) at _0, 4 steps, 55,296 MACs>, 19456)
     """
     counted = find_convention(convention)
     check_dtype(dtype)

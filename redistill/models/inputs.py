@@ -37,6 +37,10 @@ def parse_shape(text: str) -> Shape:
 
     Raises:
         ModelError: anything else.
+
+    Example:
+        >>> parse_shape("3x224x224")
+        (3, 224, 224)
     """
     parts = re.split(r"[xX×]", text.strip())
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part.strip(), re.ASCII) for part in parts):
@@ -87,6 +91,12 @@ def example_inputs(
 
     Raises:
         ModelError: a shape that the model cannot take, or a batch below 1.
+
+    Example:
+        >>> from redistill.models import load_model
+        >>> model = load_model("redistill:cifar_resnet", "random")
+        >>> [tuple(x.shape) for x in example_inputs("redistill:cifar_resnet", model, batch=2)]
+        [(2, 3, 32, 32)]
     """
     if batch < 1:
         raise ModelError(f"batch is {batch}; give 1 or more")

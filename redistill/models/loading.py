@@ -23,6 +23,10 @@ def load_model(spec: str, weights: str | os.PathLike[str] | None = None) -> nn.M
 
     Raises:
         ModelError: a spec, package, keyword or file that cannot be used; the message is one line with the remedy.
+
+    Example:
+        >>> load_model("torchvision:mobilenet_v2?num_classes=10&width_mult=0.35", "random").classifier[1].out_features
+        10
     """
     parsed = parse_spec(spec)
     source = choose_weights(parsed, weights)
@@ -37,5 +41,9 @@ def find_weights(spec: str, weights: str | os.PathLike[str] | None = None) -> st
 
     Raises:
         ModelError: as ``load_model``, where the source of the weights cannot be decided.
+
+    Example:
+        >>> find_weights("torchvision:resnet18", "random")
+        'random initialisation'
     """
     return choose_weights(parse_spec(spec), weights).label

@@ -59,6 +59,10 @@ def parse_spec(spec: str) -> ModelSpec:
     Raises:
         ModelError: no provider or name, a keyword without a value or given twice, a value that is no literal, or a
             keyword that asks for weights (those are an argument of their own, so that nothing is fetched unasked).
+
+    Example:
+        >>> parse_spec("torchvision:mobilenet_v2?num_classes=10").arguments
+        {'num_classes': 10}
     """
     if len(spec) > LONGEST:
         raise ModelError(f"the model spec {spec[:40]!r}... has {len(spec):,} characters; {LONGEST:,} is the most")

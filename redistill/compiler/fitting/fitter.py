@@ -100,6 +100,15 @@ def fit(
         ModelError: fewer than two images, or a teacher the student was not made from.
         FitError: there is something to fit, and no layer that can be.
         TraceError: the teacher cannot be traced.
+
+    Example:
+        >>> import torch, redistill
+        >>> from redistill.models import load_model
+        >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
+        >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
+        >>> report = redistill.fit(student, teacher, torch.randn(16, 3, 32, 32))
+        >>> len(report.layers) > 5
+        True
     """
     images = len(inputs[0]) if inputs else 0
     if images < 2:
