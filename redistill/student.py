@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from redistill.compiler.request import Request
 from redistill.errors import StudentError, TapError
 from redistill.internal.text import format_shapes
 from redistill.memory.lifetimes import MemoryProfile
+from redistill.passes.patch import join_of, lay_patches
+from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
 from redistill.tracing.call import Call, write_arguments
 from redistill.tracing.capture import capture
+from redistill.tracing.deployed import DEPLOYED, share_tensors
 from redistill.tracing.operators import IN_PLACE_FUNCTIONS, module_of
 
 
@@ -63,6 +66,7 @@ class StudentRecord:
     reentry: str | None
     provenance: Provenance
     call: Call
+    patches: PatchPlan | None = None
 
     def example(self, device: torch.device | None = None) -> dict[str, Any]:
         """The teacher's arguments, by parameter, with zeros for tensors."""
@@ -77,6 +81,9 @@ class Student(GraphModule):
     ``tapped()`` and ``teacher_tapped()`` give modules over the same weights whose outputs include the taps. What it
     knows of itself is in ``record``, and each part of that under its own name too. Where the teacher has a submodule
     called like one of our own names, the name is the submodule's; ``Student.save(student, folder)`` is ours still.
+
+    A student with patches runs piece by piece in eval mode, on inputs of the size it was made for (the batch is free).
+    In train mode, and at other sizes, it runs whole maps; its graph is the whole one, of which ``tapped()`` is made.
 
     Example:
         >>> import torch, redistill
@@ -110,11 +117,14 @@ class Student(GraphModule):
         """
         student = cls(graph_module, graph_module.graph)
         student.meta.update(student=record, config=config)
+        if record.patches is not None and record.patches.regions:
+            convention = record.provenance.request.convention.of_graph
+            student.meta[DEPLOYED] = lay_patches(student, join_of(convention))
         student.recompile()
         return student
 
     def recompile(self) -> Any:
-        """Write the forward anew: the graph's, called as the teacher is called.
+        """Write the forward anew: the graph's, or in inference its deployed form's, called as the teacher is called.
 
         Example:
             >>> import torch, redistill
@@ -128,13 +138,19 @@ class Student(GraphModule):
             2
         """
         code = super().recompile()
-        record = self.__dict__.get("meta", {}).get("student")
+        meta = self.__dict__.get("meta", {})
+        record = meta.get("student")
+        if DEPLOYED in meta:
+            sizes = [spec.shape[1:] for spec in record.provenance.inputs]
+            type(self).forward = _dispatch(type(self).forward, sizes)
         if record is not None and not record.call.is_plain:
             type(self).forward = record.call.wrap(type(self).forward)
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         copied = super().__deepcopy__(memo)
+        if DEPLOYED in copied.meta:
+            share_tensors(copied.meta[DEPLOYED], copied)
         copied.recompile()
         return copied
 
@@ -174,6 +190,11 @@ class Student(GraphModule):
     def plan(self) -> PoolingPlan:
         """The pooling plan, and what it reaches."""
         return record_of(self).plan
+
+    @property
+    def patches(self) -> PatchPlan | None:
+        """The regions run piece by piece; None if patches were not asked for."""
+        return record_of(self).patches
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -324,6 +345,17 @@ class Student(GraphModule):
         return recipe.write(Path(directory), to_recipe(record_of(self)), self)
 
 
+def _dispatch(whole: Callable[..., Any], sizes: Sequence[tuple[int, ...]]) -> Callable[..., Any]:
+    """A forward that runs the deployed form in eval mode on inputs of these sizes, and ``whole`` otherwise."""
+
+    def forward(self: Student, *inputs: Any) -> Any:
+        if self.training or any(tuple(x.shape[1:]) != size for x, size in zip(inputs, sizes, strict=False)):
+            return whole(self, *inputs)
+        return self.meta[DEPLOYED](*inputs)
+
+    return forward
+
+
 def _submodule(name: str) -> property:
     def get(student: nn.Module) -> nn.Module | None:
         if name not in student._modules:
@@ -411,5 +443,6 @@ def to_recipe(record: StudentRecord) -> dict[str, Any]:
             if not s.boundary
         ],
         "taps": [{"student": tap.student, "teacher": tap.teacher} for tap in record.taps],
+        "patches": record.patches.to_plain() if record.patches is not None else None,
         "notes": list(origin.notes),
     }

@@ -19,6 +19,7 @@ from redistill.cli import (
     write_json,
 )
 from redistill.compiler.pipeline import transform
+from redistill.compiler.request import MAX_EXTRA_MACS
 from redistill.data.calibration import find_preparation, override, read_calibration
 from redistill.errors import ModelError, PlanError
 from redistill.memory.meter import measure
@@ -29,6 +30,7 @@ from redistill.student import Student
 EXAMPLES = """examples:
   python -m redistill.transform --budget 4x
   python -m redistill.transform --model "torchvision:mobilenet_v2?num_classes=10" --budget 512KiB --output student
+  python -m redistill.transform --model torchvision:mobilenet_v2 --budget 4x --levers patches   (the same outputs)
   python -m redistill.transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none   (the paper's student)
   python -m redistill.transform --model redistill:ddpm_unet --budget 1.13MiB --html report.html
 
@@ -49,6 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--objective", default="macs", metavar="|".join((*OBJECTIVES, "package.module:Name")),
         help="macs: keep the most computation; earliest: pool in the stem, as the paper does; fidelity: agree best "
         "with the teacher on the pictures of --calibration (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--levers", default="pool", metavar="patches,pool",
+        help="by what the budget is met: patches run part of the network piece by piece, with the same outputs; pool "
+        "makes grids coarser; with both, pooling does what patches cannot (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-extra-macs", type=float, default=MAX_EXTRA_MACS, metavar="SHARE",
+        help="the most that patches may compute more (default: %(default)s, a quarter)",
     )  # fmt: skip
     group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
     group.add_argument(
@@ -119,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     student = transform(
         model, inputs, given.budget, given.convention, given.objective, given.taps, factors,
         dtype=given.dtype, init=given.init, reorder=given.reorder, passes=given.passes,
+        levers=given.levers, max_extra_macs=given.max_extra_macs,
         model=given.model, weights=weights,
         calibration=calibration_of(given, model, inputs), time_limit=given.time_limit,
     ).eval()  # fmt: skip

@@ -13,6 +13,7 @@ from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
 from redistill.internal.plugins import find
 from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.lifetimes import MemoryProfile
+from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
     FIDELITY,
@@ -29,6 +30,7 @@ from redistill.planning.search import (
 from redistill.planning.taps import Tap, choose_taps, resolve_taps
 
 MAX_ATTEMPTS = 64
+POOLED_DEEPEST = "no plan fits that keeps the deepest stage's grid; it is pooled as well"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Choice:
     rewritten: Rewritten
     certificate: Certificate | None
     notes: tuple[str, ...] = ()
+    patches: PatchPlan | None = None
 
 
 def choose(analysis: Analysis, request: Request) -> Choice:
@@ -55,7 +58,7 @@ def choose(analysis: Analysis, request: Request) -> Choice:
         return carry_out(analysis, request.factors, request)
     limit = request.limit(analysis.profile.peak_bytes)
     assert limit is not None, "a request has factors or a budget"
-    goal = _objective(request.objective, analysis)
+    goal = find_objective(request.objective, analysis)
     attempts = [(True, True), (False, True), (True, False), (False, False)]
     for with_taps, restore in attempts if request.taps == "auto" else [(False, True), (False, False)]:
         problem = planning_problem(analysis, with_taps, restore)
@@ -63,7 +66,7 @@ def choose(analysis: Analysis, request: Request) -> Choice:
         if found is not None:
             notes = found.notes
             if not restore:
-                notes += ("no plan fits that keeps the deepest stage's grid; it is pooled as well",)
+                notes += (POOLED_DEEPEST,)
             return replace(found, notes=notes)
     raise InfeasibleBudgetError(explain(analysis, limit))
 
@@ -75,7 +78,7 @@ def carry_out(analysis: Analysis, factors: Sequence[int], request: Request) -> C
         PlanError: a wrong number of factors, or factors that no strides can make.
     """
     by_stage = expand(analysis, factors)
-    taps = _taps(analysis, by_stage, request)
+    taps = find_taps(analysis, by_stage, request)
     return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, request.init, request.passes), None)
 
 
@@ -95,7 +98,7 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
     return by_stage
 
 
-def _objective(wanted: str | Objective, analysis: Analysis) -> Objective:
+def find_objective(wanted: str | Objective, analysis: Analysis) -> Objective:
     """Ours by its name, or one's own: an :class:`Objective`, or a function that gives its scores."""
     stems = [t.target for t in analysis.stages.transitions if t.kind == "stem"]
     known: dict[str, Objective | None] = {o.name: o for o in (keep_most_macs(), pool_earliest(stems))}
@@ -137,7 +140,7 @@ def carry_out_within(
     With ``drop_taps``, automatic taps that do not fit are left out, the costliest first.
     """
     try:
-        taps = list(_taps(analysis, by_stage, request))
+        taps = list(find_taps(analysis, by_stage, request))
         dropped: list[str] = []
         while True:
             rewritten = rewrite(analysis, by_stage, taps, request.init, request.passes)
@@ -153,7 +156,8 @@ def carry_out_within(
         return None
 
 
-def _taps(analysis: Analysis, by_stage: Sequence[int], request: Request) -> tuple[Tap, ...]:
+def find_taps(analysis: Analysis, by_stage: Sequence[int], request: Request) -> tuple[Tap, ...]:
+    """The taps that a request asks for, given the pooling factors."""
     if request.taps == "none":
         return ()
     if request.taps == "auto":

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from redistill import recipe as folder
 from redistill.budget import Budget
 from redistill.compiler.analysis import Analysis, analyze
-from redistill.compiler.choosing import Choice, carry_out, choose
+from redistill.compiler.choosing import Choice, carry_out
 from redistill.compiler.fidelity import check_calibration, choose_by_fidelity
 from redistill.compiler.fitting.fitter import fit_graphs
-from redistill.compiler.request import Request
+from redistill.compiler.levers import pull_levers
+from redistill.compiler.patching import carry_out_patches
+from redistill.compiler.request import MAX_EXTRA_MACS, Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
 from redistill.models import load_model
 from redistill.models.specs import require_trust
 from redistill.passes.running import Pass, find_passes, pass_name
+from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 from redistill.tracing.call import read_arguments
@@ -40,6 +43,8 @@ def transform(
     init: str = "gentle",
     reorder: bool = False,
     passes: Iterable[Any] = (),
+    levers: str | Sequence[str] = ("pool",),
+    max_extra_macs: float = MAX_EXTRA_MACS,
     leaf_modules: Iterable[type[nn.Module]] = (),
     model: str | None = None,
     weights: str = "the teacher given",
@@ -64,6 +69,10 @@ def transform(
         init: how RED blocks start, ``gentle`` or ``default`` (see ``redistill.models.red_block.REDBlock``).
         reorder: first put the operations into the order of least memory.
         passes: ``torch.fx`` passes of one's own, run after ours; what they leave is verified, and counts.
+        levers: by what the budget is met. ``patches`` runs part of the network piece by piece: outputs stay the same,
+            at some extra work. ``pool`` makes grids coarser, which costs accuracy. With both, pooling does what patches
+            cannot.
+        max_extra_macs: the most that patches may compute more, as a share of the network's multiply-accumulates.
         leaf_modules: classes that the trace must not enter.
         model: the spec the teacher was loaded from, kept in the recipe so that the student can be loaded without it.
         weights: where the teacher's weights come from, for the report.
@@ -84,7 +93,9 @@ def transform(
         >>> print(transform(teacher, torch.zeros(1, 3, 64, 64), budget="4x", taps="none").plan)
         4, 2, 2, 1, 1: 0.312 -> 0.062 MiB (deploy), 58 % of the MACs
     """
-    request = Request.of(budget, factors, convention, objective, taps, init, dtype, reorder, passes)
+    request = Request.of(
+        budget, factors, convention, objective, taps, init, dtype, reorder, passes, levers, max_extra_macs
+    )
     analysis = analyze(teacher, example_inputs, request.convention, dtype, reorder, leaf_modules)
     return make_student(analysis, request, model, weights, calibration, time_limit)
 
@@ -120,12 +131,12 @@ def _choose(
     analysis: Analysis, request: Request, calibration: Tensor | tuple[Tensor, ...] | None, time_limit: float
 ) -> Choice:
     """The choice that the request asks for, fitted where there are images."""
-    if request.goal == FIDELITY:
+    if request.goal == FIDELITY and request.levers == ("pool",):
         return choose_by_fidelity(analysis, request, calibration, time_limit)
     if calibration is None:
-        return choose(analysis, request)
+        return pull_levers(analysis, request)
     images = check_calibration(calibration, analysis.inputs)
-    choice = choose(analysis, request)
+    choice = pull_levers(analysis, request)
     report = fit_graphs(choice.rewritten.graph_module, analysis.graph_module, images)
     return replace(choice, notes=(*choice.notes, f"{report}, on {len(images[0])} images"))
 
@@ -153,6 +164,7 @@ def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Stu
         reentry=find_reentry(analysis, choice.by_stage),
         provenance=origin,
         call=analysis.call,
+        patches=choice.patches,
     )
     student = Student.from_graph(choice.rewritten.graph_module, record, analysis.config)
     student.train(analysis.training)
@@ -225,7 +237,11 @@ def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, 
             passes=request.passes,
         )
         analysis = analyze(teacher, example, request.convention, request.dtype, request.reorder, check=False)
-        return build_student(analysis, carry_out(analysis, found.factors or (), found), origin)
+        choice = carry_out(analysis, found.factors or (), found)
+        if recipe.get("patches") is not None:
+            patched = carry_out_patches(analysis, choice.rewritten, PatchPlan.from_plain(recipe["patches"]))
+            choice = replace(choice, rewritten=patched.rewritten, patches=patched.plan)
+        return build_student(analysis, choice, origin)
     except (ModelError, PlanError, TapError) as error:
         raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
 

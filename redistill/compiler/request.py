@@ -18,6 +18,9 @@ from redistill.planning.taps import TapPlaces, read_taps
 
 INITS = ("gentle", "default")
 TAP_WORDS = ("auto", "none")
+LEVERS = ("patches", "pool")
+"""Ways to meet a budget, from the one that costs least."""
+MAX_EXTRA_MACS = 0.25
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Request:
         dtype: the type that activations are counted in; None: as they are.
         reorder: whether operations are first put into the order of least memory.
         passes: the user's own, run after ours.
+        levers: by what the budget is met: ``patches``, ``pool`` or both.
+        max_extra_macs: the most that patches may compute more, as a share of the network's multiply-accumulates.
 
     Example:
         >>> request = Request.of(budget="4x", convention="arena")
@@ -50,6 +55,8 @@ class Request:
     dtype: str | None = None
     reorder: bool = False
     passes: tuple[Pass, ...] = ()
+    levers: tuple[str, ...] = ("pool",)
+    max_extra_macs: float = MAX_EXTRA_MACS
 
     @classmethod
     def of(
@@ -63,6 +70,8 @@ class Request:
         dtype: str | None = None,
         reorder: bool = False,
         passes: Iterable[Any] = (),
+        levers: str | Sequence[str] = ("pool",),
+        max_extra_macs: float = MAX_EXTRA_MACS,
     ) -> Request:
         """Read what a user writes: words, numbers, files and places.
 
@@ -82,6 +91,8 @@ class Request:
             dtype=dtype,
             reorder=reorder,
             passes=find_passes(passes),
+            levers=_levers(levers, factors),
+            max_extra_macs=_share(max_extra_macs),
         )
 
     @property
@@ -108,6 +119,8 @@ class Request:
             "dtype": self.dtype,
             "reorder": self.reorder,
             "passes": [pass_name(each) for each in self.passes],
+            "levers": list(self.levers),
+            "max_extra_macs": self.max_extra_macs,
         }
 
     @classmethod
@@ -137,6 +150,25 @@ def _whole_numbers(factors: Sequence[int]) -> tuple[int, ...]:
     if any(isinstance(f, bool) or int(f) != f or f < 1 for f in factors):
         raise PlanError(f"pooling factors are whole numbers from 1 on, not {', '.join(map(str, factors))}")
     return tuple(int(f) for f in factors)
+
+
+def _levers(levers: str | Sequence[str], factors: Sequence[int] | None) -> tuple[str, ...]:
+    """The levers in their own order, however they are given."""
+    given = levers.split(",") if isinstance(levers, str) else list(levers)
+    for lever in given:
+        if lever not in LEVERS:
+            raise PlanError(f"unknown lever {lever!r}{suggest(lever, LEVERS)}")
+    if not given:
+        raise PlanError(f"without a lever no budget can be met; levers are {', '.join(LEVERS)}")
+    if factors is not None and "patches" in given:
+        raise PlanError("explicit factors leave no budget for patches to meet; give a budget, or the lever pool alone")
+    return tuple(lever for lever in LEVERS if lever in given)
+
+
+def _share(value: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise PlanError(f"the extra multiply-accumulates allowed are a share from 0 on, such as 0.25, not {value!r}")
+    return float(value)
 
 
 def _places(taps: str | Path | Sequence[Sequence[str]]) -> str | TapPlaces:

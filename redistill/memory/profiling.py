@@ -15,6 +15,7 @@ from redistill.memory.order import lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.tracing.call import read_call
 from redistill.tracing.capture import capture
+from redistill.tracing.deployed import deployed_form
 
 
 def profile(
@@ -46,7 +47,7 @@ def profile(
     check_dtype(dtype)
     if isinstance(model, GraphModule):
         _, inputs = read_call(model, example_inputs)
-        found = profile_record(record_graph(model, inputs, dtype), counted)
+        found = profile_record(record_graph(deployed_form(model), inputs, dtype), counted)
     elif counted.of_module:
         found = profile_eager(model, *read_call(model, example_inputs), counted, dtype)
     else:

@@ -15,9 +15,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from redistill.memory.conventions import DEPLOY
+from redistill.errors import PlanError
+from redistill.memory.conventions import DEPLOY, Convention
 from redistill.memory.recording import record_graph
 from redistill.planning.patches.network import PatchNetwork, Step
+from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.patches.programs import (
     Box,
     Form,
@@ -34,6 +36,7 @@ from redistill.planning.patches.programs import (
     tile_program,
 )
 from redistill.planning.patches.rules import expand_index, pad_arguments
+from redistill.tracing.deployed import share_tensors
 
 PATCH = "patch"  # key in node.meta: the region that a node is to be run in
 TILE = "tile"  # key in node.meta: which piece of which region a laid node belongs to
@@ -89,6 +92,42 @@ class PatchPass(PassBase):
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
         return PassResult(graph_module, True)
+
+
+def mark_patches(graph_module: GraphModule, plan: PatchPlan) -> None:
+    """Write a plan into ``node.meta``; marks of an earlier plan go.
+
+    Raises:
+        PlanError: the graph has no such nodes in that order.
+    """
+    nodes = list(graph_module.graph.nodes)
+    places = {node.name: index for index, node in enumerate(nodes)}
+    for node in nodes:
+        node.meta.pop(PATCH, None)
+    for number, region in enumerate(plan.regions):
+        first, last = places.get(region.first), places.get(region.last)
+        if first is None or last is None or last < first:
+            raise PlanError(f"the graph has no region from {region.first} to {region.last}")
+        for node in nodes[first : last + 1]:
+            node.meta[PATCH] = PatchOrder(number, region.form)
+
+
+def join_of(convention: Convention) -> str:
+    """How parts are put together: written into their place, unless nothing may be overwritten."""
+    return "write" if convention.overwrites or convention.as_written else "concat"
+
+
+def lay_patches(graph_module: GraphModule, join: str = "write") -> GraphModule:
+    """The form of a marked graph that is run in parts, over the same modules; the graph itself stays as it is.
+
+    Raises:
+        TileError: a region cannot be run in its form.
+    """
+    form = GraphModule(graph_module, copy.deepcopy(graph_module.graph), f"{type(graph_module).__name__}InParts")
+    form.training = graph_module.training
+    PatchPass(join)(form)
+    share_tensors(form, graph_module)
+    return form
 
 
 def region_program(

@@ -102,6 +102,10 @@ class PatchNetwork:
         """Bytes alive throughout a region: what is alive at its start, and its results."""
         return self.crossing[start] + self.made(start, end)
 
+    def joined(self, start: int, end: int) -> int:
+        """Bytes alive when the parts of the results are put together after a region: the results are there twice."""
+        return self.crossing[end] + self.made(start, end)
+
     @cache  # noqa: B019
     def made(self, start: int, end: int) -> int:
         """Bytes of the results of a region that are read after it."""
@@ -138,6 +142,7 @@ class PatchNetwork:
             found.append(start)
         return found
 
+    @cache  # noqa: B019
     def is_region(self, start: int, end: int) -> bool:
         """Whether what lies between two cuts can be run in parts."""
         if start < self.reach_back[end] or start >= end:

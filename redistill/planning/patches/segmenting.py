@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import networkx as nx
 
@@ -65,8 +66,9 @@ class Edge:
 class Segmenter:
     """Finds segmentations of one network; what does not depend on the limit is computed once."""
 
-    def __init__(self, network: PatchNetwork, max_extra_macs: float = 0.25) -> None:
+    def __init__(self, network: PatchNetwork, max_extra_macs: float = 0.25, join: str = "write") -> None:
         self.network = network
+        self.join = join
         self.most_extra = int(max_extra_macs * network.macs)
         self._parts: dict[tuple[int, int, int], tuple[int, list[AxisPart]]] = {}
         self._fronts: dict[tuple[int, int], tuple[int, Fronts]] = {}
@@ -102,6 +104,16 @@ class Segmenter:
         fitting = len([1 for _, _, data in graph.edges(data=True) if data["edge"]])
         certificate = PatchCertificate(len(self.cuts), max(self.tried, fitting), fitting)
         return Segmentation(tuple(e.region for e in edges), sum(e.extra_macs for e in edges), peak, certificate)
+
+    def bound(self) -> int:
+        """Bytes that no segmentation stays below: what cannot be divided, and what is alive around what can."""
+        first, last = self.cuts[0], self.cuts[-1]
+        best = {first: 0}
+        for before, end in pairwise(self.cuts):
+            through = [max(best[before], *self.network.live[before:end])]
+            through += [max(best[s], self.network.held(s, end)) for s in best if self.network.is_region(s, end)]
+            best[end] = min(through)
+        return best[last]
 
     def graph(self, limit: int) -> nx.MultiDiGraph[int]:
         """The cuts, with an edge (attributes ``edge``, ``cost``) for all that fits ``limit`` bytes."""
@@ -249,6 +261,13 @@ class Segmenter:
         """
         start, end, form = region.start, region.end, region.form
         held = self.network.held(start, end)
+        if self.join != "write":
+            joined = max(held + self.network.made(start, end) // form.rows, self.network.joined(start, end))
+            return max(joined, self._peak_of_parts(region, held, limit)) if joined <= limit else joined
+        return self._peak_of_parts(region, held, limit)
+
+    def _peak_of_parts(self, region: Region, held: int, limit: int) -> int:
+        start, end, form = region.start, region.end, region.form
         columns = self.axis_parts(start, end, form.columns, 1)
         if form.keeps:
             fronts = self.fronts(start, end, form.rows)

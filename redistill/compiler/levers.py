@@ -1,0 +1,130 @@
+"""Levers: the budget is met with the least damage, by patches, by pooling or by both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from redistill.compiler.analysis import Analysis
+from redistill.compiler.choosing import POOLED_DEEPEST, Choice, choose, explain, find_objective, find_taps
+from redistill.compiler.patching import best_patches, patch
+from redistill.compiler.request import Request
+from redistill.compiler.rewriting import Rewritten, rewrite
+from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
+from redistill.internal.text import format_bytes
+from redistill.passes.patch import join_of
+from redistill.planning.patches.joint import PatchBound, plans_by_score
+from redistill.planning.patches.network import PatchNetwork
+from redistill.planning.patches.segmenting import Segmenter
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.planning.search import FIDELITY, Certificate, Objective
+
+
+def pull_levers(analysis: Analysis, request: Request) -> Choice:
+    """Meet the request's budget by its levers, the one that costs least first.
+
+    Raises:
+        PlanError, TapError, InfeasibleBudgetError: as :func:`redistill.transform`.
+    """
+    if "patches" not in request.levers:
+        return choose(analysis, request)
+    if request.goal == FIDELITY and "pool" in request.levers:
+        raise ModelError("the objective fidelity compares pooled students; use it with the lever pool alone")
+    limit = request.limit(analysis.profile.peak_bytes)
+    assert limit is not None, "explicit factors leave no budget for patches"
+    alone = patch_alone(analysis, request, limit)
+    if alone is not None:
+        return alone
+    if "pool" in request.levers:
+        return pool_and_patch(analysis, request, limit)
+    raise InfeasibleBudgetError(explain_patches(analysis, request, limit))
+
+
+def patch_alone(analysis: Analysis, request: Request, limit: int) -> Choice | None:
+    """The teacher run in parts, its outputs unchanged; None if that does not fit."""
+    whole = unpooled(analysis, request)
+    found = patch(analysis, whole, limit, request.max_extra_macs)
+    if found is None:
+        return None
+    notes = () if found.plan.regions else ("the teacher fits the budget as it is; nothing is run in parts",)
+    return Choice(ones(analysis), (), found.rewritten, None, notes, found.plan)
+
+
+def ones(analysis: Analysis) -> tuple[int, ...]:
+    """The plan that pools nothing."""
+    return tuple(1 for _ in analysis.stages.stages)
+
+
+def unpooled(analysis: Analysis, request: Request) -> Rewritten:
+    """The teacher as a student that pools nothing."""
+    return rewrite(analysis, ones(analysis), (), passes=request.passes)
+
+
+def pool_and_patch(analysis: Analysis, request: Request, limit: int) -> Choice:
+    """The plan of best objective among those that patches bring under the limit.
+
+    As when pooling alone, taps are part of it and the deepest stage keeps its grid, as long as that can be.
+
+    Raises:
+        InfeasibleBudgetError: none fits.
+    """
+    goal = find_objective(request.objective, analysis)
+    for restore in (True, False):
+        for with_taps in (True, False) if request.taps != "none" else (False,):
+            found = _best_that_fits(analysis, request, limit, goal, with_taps, restore)
+            if found is not None:
+                return found
+    raise InfeasibleBudgetError(explain(analysis, limit))
+
+
+def _best_that_fits(
+    analysis: Analysis, request: Request, limit: int, goal: Objective, with_taps: bool, restore: bool
+) -> Choice | None:
+    model = ScalingModel(analysis.stages, analysis.convention, candidate_factors(analysis.stages, restore))
+    problem = model.problem()
+    bound = PatchBound(model, teacher_segmenter(analysis, request.max_extra_macs))
+    tried = 0
+    for visited, (plan, score) in enumerate(plans_by_score(problem, goal), start=1):
+        if bound.of(plan) > limit:
+            continue
+        found = _try(analysis, request, limit, problem.factors(plan), with_taps)
+        if found is not None:
+            notes = found.notes if restore else (*found.notes, POOLED_DEEPEST)
+            notes = notes if with_taps or request.taps == "none" else (*notes, "no taps: their RED blocks do not fit")
+            return replace(found, certificate=Certificate(problem.size, visited, score, tried), notes=notes)
+        tried += 1
+    return None
+
+
+def _try(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, ...], with_taps: bool) -> Choice | None:
+    """A plan with its taps, if patches bring it under the limit."""
+    try:
+        taps = find_taps(analysis, by_stage, request) if with_taps else ()
+        found = patch(
+            analysis, rewrite(analysis, by_stage, taps, request.init, request.passes), limit, request.max_extra_macs
+        )
+    except PlanError:
+        return None
+    return Choice(by_stage, taps, found.rewritten, None, (), found.plan) if found else None
+
+
+def teacher_segmenter(analysis: Analysis, max_extra_macs: float) -> Segmenter:
+    """A segmenter of the teacher's own graph."""
+    convention = analysis.convention.of_graph
+    network = PatchNetwork(analysis.graph_module, analysis.stages.record, convention)
+    return Segmenter(network, max_extra_macs, join_of(convention))
+
+
+def explain_patches(analysis: Analysis, request: Request, limit: int) -> str:
+    """Why patches alone do not fit: the best that they can do within the extra work allowed."""
+    best = best_patches(teacher_segmenter(analysis, request.max_extra_macs))
+    peak = analysis.profile.peak_bytes
+    can = "nothing at its peak can be run in parts"
+    if best.regions:
+        cost = 100 * best.extra_macs / max(analysis.profile.macs, 1)
+        reached = f"{format_bytes(best.peak_bytes)}, {peak / best.peak_bytes:.2f}x"
+        can = f"the best that can be had is {reached}, at +{cost:.1f} % MACs"
+    return (
+        f"patches alone do not bring {analysis.name} within {format_bytes(limit)} ({analysis.convention}) at no more "
+        f"than +{100 * request.max_extra_macs:g} % MACs; {can}; allow more with max_extra_macs, or "
+        "pool as well: levers patches,pool"
+    )

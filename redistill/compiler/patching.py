@@ -1,0 +1,102 @@
+"""Patching: a rewritten student brought under a limit by running regions of it in parts, its outputs unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from redistill.compiler.analysis import Analysis
+from redistill.compiler.rewriting import Rewritten
+from redistill.errors import PlanError
+from redistill.memory.profiling import profile_record
+from redistill.memory.recording import record_graph
+from redistill.passes.patch import join_of, lay_patches, mark_patches
+from redistill.planning.patches.network import PatchNetwork
+from redistill.planning.patches.plan import PatchPlan
+from redistill.planning.patches.segmenting import Segmentation, Segmenter
+
+ATTEMPTS = 4
+PRECISION = 0.01
+
+
+@dataclass(frozen=True)
+class Patched:
+    """A student whose graph is marked with the regions to run in parts; its profile is that of the deployed form."""
+
+    rewritten: Rewritten
+    plan: PatchPlan
+
+
+def segmenter_of(analysis: Analysis, rewritten: Rewritten, max_extra_macs: float) -> Segmenter:
+    """A segmenter of a student's graph."""
+    convention = analysis.convention.of_graph
+    network = PatchNetwork(rewritten.graph_module, rewritten.record, convention)
+    return Segmenter(network, max_extra_macs, join_of(convention))
+
+
+def patch(analysis: Analysis, rewritten: Rewritten, limit: int, max_extra_macs: float) -> Patched | None:
+    """The cheapest way to run a student in parts within ``limit`` bytes; None if there is none.
+
+    What counts is what the analyzer says of the graph carried out. Should that be more than was planned, the plan is
+    made anew for less.
+    """
+    if rewritten.profile.peak_bytes <= limit:
+        return Patched(rewritten, PatchPlan())
+    segmenter, target = segmenter_of(analysis, rewritten, max_extra_macs), limit
+    for _ in range(ATTEMPTS):
+        found = segmenter.find(target)
+        if found is None:
+            return None
+        patched = carry_out_patches(analysis, rewritten, PatchPlan.of(found, segmenter.network))
+        if patched.rewritten.profile.peak_bytes <= limit:
+            return patched
+        target -= patched.rewritten.profile.peak_bytes - limit
+    return None
+
+
+def carry_out_patches(analysis: Analysis, rewritten: Rewritten, plan: PatchPlan) -> Patched:
+    """Mark the regions of a plan in the student's graph, and profile the form that they are deployed in.
+
+    Raises:
+        PlanError: the graph has no such nodes, or cannot be run in these parts.
+    """
+    mark_patches(rewritten.graph_module, plan)
+    if not plan.regions:
+        return Patched(rewritten, plan)
+    convention = analysis.convention.of_graph
+    form = lay_patches(rewritten.graph_module, join_of(convention))
+    record = record_graph(form, analysis.inputs, analysis.dtype)
+    if record.values["output"] != rewritten.record.values["output"]:
+        raise PlanError(f"run in parts, the output would be {record.values['output']}")
+    known = rewritten.profile
+    profile = replace(profile_record(record, convention), parameters=known.parameters, dtype=known.dtype)
+    plan = replace(plan, extra_macs=record.macs - rewritten.record.macs)
+    return Patched(replace(rewritten, profile=profile, record=record), plan)
+
+
+def best_patches(segmenter: Segmenter) -> Segmentation:
+    """The segmentation of least memory within the extra work allowed, to a hundredth; the network whole if none helps.
+
+    Found by bisection: what fits a limit fits a larger one.
+    """
+    best = Segmentation((), 0, max(segmenter.network.live))
+    for limit in _limits(segmenter):
+        found = segmenter.find(limit.bytes)
+        limit.holds = found is not None
+        if found is not None and found.peak_bytes < best.peak_bytes:
+            best = found
+    return best
+
+
+class _Limit:
+    def __init__(self, size: int) -> None:
+        self.bytes = size
+        self.holds = False
+
+
+def _limits(segmenter: Segmenter) -> Iterator[_Limit]:
+    low, high = segmenter.bound(), max(segmenter.network.live)
+    while low < high * (1 - PRECISION):
+        limit = _Limit((low + high) // 2)
+        yield limit
+        low, high = (low, limit.bytes) if limit.holds else (limit.bytes, high)

@@ -1,0 +1,241 @@
+"""Students with patches: one module that trains whole and runs piece by piece; levers together; what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from redistill import Student, load_student, measure, profile, transform
+from redistill.cli import run
+from redistill.commands.transform import main
+from redistill.compiler.analysis import analyze
+from redistill.compiler.levers import patch_alone
+from redistill.compiler.patching import patch
+from redistill.compiler.request import Request
+from redistill.compiler.rewriting import rewrite
+from redistill.errors import InfeasibleBudgetError, PlanError
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from tests.graphs import image
+
+
+def block(before: int, after: int, stride: int) -> nn.Sequential:
+    """An inverted bottleneck: wide in the middle."""
+    wide = 4 * before
+    return nn.Sequential(
+        nn.Conv2d(before, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(inplace=True),
+        nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(inplace=True),
+        nn.Conv2d(wide, after, 1, bias=False), nn.BatchNorm2d(after),
+    )  # fmt: skip
+
+
+class Classifier(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU6(True))
+        self.blocks = nn.Sequential(block(width, 12, 2), block(12, 12, 1), block(12, 16, 2), block(16, 16, 1))
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+        self.register_buffer("shift", torch.full((16, 1, 1), 0.1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x)) * self.scale + self.shift
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    torch.manual_seed(0)
+    model = Classifier()
+    for _ in range(3):
+        model(image(3, 8, 32))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def student(teacher: nn.Module) -> Student:
+    return transform(teacher, image(3, 1, 32), "3x", levers=("patches",)).eval()
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+def test_outputs_are_the_teachers_in_a_third_of_the_memory(teacher: nn.Module, student: Student) -> None:
+    x = image(3, 2, 32)
+    assert student.patches is not None
+    assert student.patches.regions
+    assert difference(student(x), teacher(x)) <= 1e-5
+    assert difference(copy.deepcopy(student).double()(x.double()), copy.deepcopy(teacher).double()(x.double())) <= 1e-12
+    assert 3 * student.profile.peak_bytes <= student.teacher_profile.peak_bytes
+    assert student.state_dict().keys() == teacher.state_dict().keys()
+
+
+@pytest.mark.parametrize("convention", ["deploy", "arena", "graph"])
+def test_promise_holds_under_every_convention(teacher: nn.Module, convention: str) -> None:
+    x = image(3, 1, 32)
+    student = transform(teacher, x, "1.5x", convention, levers="patches").eval()
+    assert profile(student, x, convention).peak_bytes == student.plan.peak_bytes <= (student.plan.limit or 0)
+    assert measure(student, x) == profile(student, x, "graph").peak_bytes
+    assert difference(student(x), teacher(x)) <= 1e-5
+
+
+def test_trains_whole_and_at_other_sizes_runs_whole(teacher: nn.Module, student: Student) -> None:
+    trained, reference, x = copy.deepcopy(student).train(), copy.deepcopy(teacher).train(), image(3, 4, 32)
+    assert torch.equal(trained(x), reference(x))
+    assert torch.equal(trained.get_buffer("stem.1.running_mean"), reference.get_buffer("stem.1.running_mean"))
+    other = image(3, 2, 48)
+    assert torch.equal(student(other), teacher(other))
+
+
+def test_a_step_of_training_is_seen_when_running_piece_by_piece(student: Student) -> None:
+    trained, x = copy.deepcopy(student).train(), image(3, 4, 32)
+    optimiser = torch.optim.SGD(trained.parameters(), lr=0.1)
+    trained(x).square().sum().backward()
+    optimiser.step()
+    trained.eval()
+    whole = copy.deepcopy(trained)
+    whole.meta.pop("deployed")
+    whole.recompile()
+    assert difference(trained(x), whole(x)) <= 1e-5
+    assert difference(trained(x), student(x)) > 1e-3
+
+
+def test_copies_and_loads_share_nothing_with_what_they_came_from(student: Student, tmp_path: Path) -> None:
+    x, twin = image(3, 1, 32), copy.deepcopy(student)
+    before = student(x)
+    assert torch.equal(twin(x), before)
+    twin.load_state_dict({k: torch.zeros_like(v) for k, v in student.state_dict().items()}, assign=True)
+    assert torch.equal(student(x), before)
+    assert twin(x).abs().max() == 0
+    student.save(tmp_path / "student")
+    loaded = load_student(tmp_path / "student", Classifier()).eval()
+    assert torch.equal(loaded(x), before)
+    assert loaded.patches == student.patches
+    assert loaded.provenance.request == student.provenance.request
+
+
+def test_compiles(student: Student) -> None:
+    x = image(3, 1, 32)
+    compiled = torch.compile(student, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), student(x))
+
+
+def test_a_generous_budget_leaves_the_teacher_as_it_is(teacher: nn.Module) -> None:
+    student = transform(teacher, image(3, 1, 32), "1x", levers=["patches"])
+    assert student.patches is not None
+    assert not student.patches.regions
+    assert any("as it is" in note for note in student.provenance.notes)
+
+
+def test_both_levers_pool_only_what_patches_cannot_do(teacher: nn.Module) -> None:
+    x = image(3, 1, 32)
+    pooled = transform(teacher, x, "8x", taps="none")
+    both = transform(teacher, x, "8x", taps="none", levers=("pool", "patches")).eval()
+    assert both.plan.macs_kept > pooled.plan.macs_kept
+    assert both.profile.peak_bytes <= (both.plan.limit or 0)
+    assert measure(both, x) == profile(both, x, "graph").peak_bytes
+    whole = copy.deepcopy(both)
+    whole.meta.pop("deployed", None)
+    whole.recompile()
+    assert difference(both(x), whole(x)) <= 1e-5
+
+
+def test_taps_count_within_the_budget_when_patched(teacher: nn.Module, tmp_path: Path) -> None:
+    x = image(3, 1, 32)
+    student = transform(teacher, x, "5x", levers=("patches", "pool"), max_extra_macs=0.02).eval()
+    assert student.profile.peak_bytes <= (student.plan.limit or 0)
+    output, taps = student.tapped()(x)
+    assert set(taps) == {tap.name for tap in student.taps}
+    assert difference(output, student(x)) <= 1e-5
+    student.save(tmp_path / "s")
+    assert torch.equal(load_student(tmp_path / "s", Classifier()).eval()(x), student(x))
+
+
+JOINT = {
+    "classifier": Classifier(4),
+    "plain": nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 8, 3, 2, 1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    ),
+    "pools": nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1), nn.MaxPool2d(2),
+        nn.Conv2d(24, 24, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 3),
+    ),
+    "group norm": nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("budget", ["4x", "8x"])
+def test_joint_plan_is_the_best_of_all(name: str, budget: str) -> None:
+    x = image(3, 1, 16)
+    request = Request.of(budget, taps="none", levers=("patches", "pool"), max_extra_macs=0.1)
+    analysis = analyze(JOINT[name].eval(), (x,))
+    limit = request.limit(analysis.profile.peak_bytes) or 0
+    expected = None
+    for restore in (True, False):
+        problem = ScalingModel(
+            analysis.stages, analysis.convention, candidate_factors(analysis.stages, restore)
+        ).problem()
+        scores = []
+        for plan in problem.enumerate():
+            try:
+                rewritten = rewrite(analysis, problem.factors(plan), ())
+            except PlanError:
+                continue
+            if patch(analysis, rewritten, limit, request.max_extra_macs) is not None:
+                scores.append(problem.total_macs(plan))
+        if scores:
+            expected = max(scores)
+            break
+    try:
+        student = transform(JOINT[name], x, budget, taps="none", levers=("patches", "pool"), max_extra_macs=0.1)
+    except InfeasibleBudgetError:
+        assert expected is None
+        return
+    plan = tuple(c.index(f) for c, f in zip(problem.choices, student.plan.by_stage, strict=True))
+    assert expected == problem.total_macs(plan)
+    assert patch_alone(analysis, request, limit) is None or set(student.plan.by_stage) == {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"levers": ("patch",)}, "unknown lever 'patch'.*patches"),
+        ({"levers": ()}, "without a lever"),
+        ({"levers": ("patches",), "max_extra_macs": -0.1}, "share from 0 on"),
+        ({"levers": ("patches",), "max_extra_macs": float("nan")}, "share from 0 on"),
+        ({"levers": ("patches",), "factors": (1, 1, 1)}, "no budget for patches"),
+    ],
+)
+def test_what_cannot_be_used_is_named(teacher: nn.Module, options: dict[str, object], says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        transform(teacher, image(3, 1, 32), **options)  # type: ignore[arg-type]
+
+
+def test_a_network_with_nothing_to_patch_says_why() -> None:
+    model = nn.Sequential(nn.GroupNorm(1, 3), nn.GroupNorm(3, 3), nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(InfeasibleBudgetError, match="nothing at its peak can be run in parts"):
+        transform(model, image(3, 1, 32), "2x", levers=("patches",))
+
+
+def test_out_of_reach_says_what_can_be_had(teacher: nn.Module) -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"the best that can be had is .* at \+.* % MACs"):
+        transform(teacher, image(3, 1, 32), "50x", levers=("patches",))
+
+
+def test_the_command_line_takes_levers(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--model", "torchvision:mobilenet_v2?width_mult=0.35", "--input", "3x64x64", "--budget", "2x"]
+    assert run(main, [*small, "--levers", "patches", "--measure"]) == 0
+    assert "budget met" in capsys.readouterr().out
+    assert run(main, [*small, "--levers", "squeeze"]) == 2
+    assert "unknown lever 'squeeze'" in capsys.readouterr().err
+    assert run(main, [*small, "--levers", "patches", "--max-extra-macs", "-1"]) == 2
+    assert "a share from 0 on" in capsys.readouterr().err
