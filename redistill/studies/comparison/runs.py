@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -81,11 +82,8 @@ class Row:
     @property
     def name(self) -> str:
         """A folder's name."""
-        return (
-            "-".join(filter(None, (self.plan, self.student, self.start, self.methods)))
-            .replace(" ", "_")
-            .replace("/", "_")
-        )
+        parts = filter(None, (self.plan, self.student, self.start, self.methods))
+        return re.sub(r"[\s/{}:,]+", "_", "-".join(parts)).strip("_")
 
 
 @dataclass(frozen=True)
