@@ -7,7 +7,7 @@ from PIL import Image
 
 from redistill.errors import RedistillError
 from redistill.studies.comparison.__main__ import choose_judge, main, read_comparison
-from redistill.studies.comparison.runs import compare
+from redistill.studies.comparison.making import compare
 from redistill.studies.evaluation import evaluating
 
 RUNS = (

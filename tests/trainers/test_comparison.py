@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 
 from redistill.config.files import packaged
+from redistill.errors import TapError
 from redistill.studies.comparison import classifiers as accuracy
 from redistill.studies.comparison.__main__ import choose_judge, read_comparison
 from redistill.studies.comparison.classifiers import REFERENCE, AccuracyJudge, recovered
 from redistill.studies.comparison.frontier import best_of_students, times_less
-from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, Result, Row, compare, finish_together, rows
+from redistill.studies.comparison.making import compare, finish_together
+from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, Result, Row, rows
 from redistill.studies.comparison.tables import render_table
 
 GRID = GridConfig(
@@ -85,7 +87,8 @@ SLEEPERS = """
 import time
 from pathlib import Path
 from redistill.studies.comparison.classifiers import AccuracyJudge
-from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, finish_together
+from redistill.studies.comparison.making import finish_together
+from redistill.studies.comparison.runs import ComparisonConfig, GridConfig
 from redistill.studies.comparison.tables import render_table
 
 class Sleepers(AccuracyJudge):
@@ -165,3 +168,18 @@ def test_a_table_is_made_of_what_is_done(tmp_path):
     results = compare(judge, only_finished=True)
     assert [len(result.scores) for result in results] == [1, 1]
     assert "80.00 (1 seed)" in (tmp_path / "table.md").read_text()
+
+
+def test_what_does_not_go_together_is_named_below_the_table(tmp_path, monkeypatch):
+    def fake(settings, place, resume, **options):
+        if "reentry" in settings.distillation.methods:
+            raise TapError("reentry: the grids never meet")
+        place.mkdir(parents=True)
+        (place / "summary.json").write_text(json.dumps({"last": {"test": {"top1": 80.0}}}))
+
+    monkeypatch.setattr(accuracy, "train", fake)
+    config = replace(CONFIG, seeds=(0,), grids=(replace(GRID, methods=("reentry", "kd")),))
+    assert len(compare(AccuracyJudge(config, tmp_path))) == 1 + 4
+    table = (tmp_path / "table.md").read_text()
+    assert "- 4x-scratch-reentry: reentry: the grids never meet" in table
+    assert table.count("never meet") == 4

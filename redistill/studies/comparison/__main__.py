@@ -23,7 +23,8 @@ from redistill.cli import add_trust_option, positive, run
 from redistill.config.files import load, packaged, read_file
 from redistill.errors import ConfigError
 from redistill.studies.comparison.classifiers import AccuracyJudge
-from redistill.studies.comparison.runs import ComparisonConfig, Judge, compare, finish_together
+from redistill.studies.comparison.making import TABLE, compare, finish_together
+from redistill.studies.comparison.runs import ComparisonConfig, Judge
 from redistill.trainers.acceleration import leave_processes, processes
 
 
@@ -81,11 +82,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         judge = choose_judge(read_comparison(options.config, options.set), Path(options.folder), options.trust)
         if options.jobs > 1 and not options.table:
             finish_together(judge, options.jobs)
-        results = compare(judge, only_finished=options.table)
+        compare(judge, only_finished=options.table)
     finally:
         leave_processes()
     if processes().is_main_process:
-        sys.stdout.write(judge.render(results) + "\n")
+        sys.stdout.write((judge.folder / TABLE).read_text())
     return 0
 
 

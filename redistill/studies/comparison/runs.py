@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import re
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any, ClassVar, Literal
-
-import torch
-from tqdm import tqdm
 
 from redistill.config.files import load
 from redistill.config.settings import ExperimentConfig
-from redistill.internal.files import write_atomically
-from redistill.trainers.acceleration import processes
 from redistill.trainers.folder import RunFolder
 
 Settings = tuple[str, ...]
@@ -171,54 +162,3 @@ def rows(config: ComparisonConfig, reference: Row) -> list[Row]:
             row = Row(plan, start, methods, settings, grid.seeds, student)
             found.setdefault(row.name, row)
     return list(found.values())
-
-
-def finish_together(judge: Judge, jobs: int) -> None:
-    """Make all runs in so many processes with equal parts of the cores, after the first, which trains the teacher."""
-    runs = [(row, seed) for row in rows(judge.config, judge.reference) for seed in judge.seeds(row)]
-    judge.score(*runs[0])
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
-        futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, judge.trust, *run) for run in runs[1:]]
-        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
-            future.result()
-
-
-def _begin(jobs: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A comparison that is killed takes its runs along; they are continued when it is called again."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, trust: bool, row: Row, seed: int) -> None:
-    kind(config, folder, trust=trust).finish(row, seed)
-
-
-def finished(judge: Judge, row: Row) -> list[int]:
-    """The seeds of a row whose runs are done."""
-    return [seed for seed in judge.seeds(row) if RunFolder(judge.place(row, seed)).summary.is_file()]
-
-
-def compare(judge: Judge, *, only_finished: bool = False) -> list[Result]:
-    """Run whatever is not there yet; every seed of a row before the next row, the table after each.
-
-    With ``only_finished`` nothing is run: the table is made of the runs that are done.
-    """
-    results: list[Result] = []
-    for row in rows(judge.config, judge.reference):
-        seeds = finished(judge, row) if only_finished else judge.seeds(row)
-        if not seeds:
-            continue
-        results.append(Result(row, tuple(judge.score(row, seed) for seed in seeds)))
-        logger.info("%s: %s", row.name, ", ".join(f"{n} {results[-1].mean(n):.4g}" for n in results[-1].scores[0]))
-        if processes().is_main_process:
-            write_atomically(judge.folder / "table.md", (judge.render(results) + "\n").encode())
-    if processes().is_main_process:
-        judge.draw(results)
-    return results
