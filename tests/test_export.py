@@ -84,7 +84,7 @@ class Sorting(nn.Module):
         return torch.sort(x, dim=-1).values
 
 
-def subject(module, convention="deploy", **options):
+def prepared(module, convention="deploy", **options):
     torch.manual_seed(0)
     return prepare(module().eval() if isinstance(module, type) else module, (IMAGE,), convention, **options)
 
@@ -107,7 +107,7 @@ def student_folder(student, tmp_path_factory):
 
 @pytest.mark.parametrize("convention", ["arena", "deploy"])
 def test_the_planned_arena_is_the_predicted_one(student, convention):
-    about = subject(student, convention)
+    about = prepared(student, convention)
     found = et.certify(about)
     assert found.account.planned == about.profile.peak_bytes == et.planned_bytes(found.data)
     assert found.account.differences == ()
@@ -117,7 +117,7 @@ def test_the_planned_arena_is_the_predicted_one(student, convention):
 
 
 def test_an_activation_without_a_kernel_needs_no_third_map():
-    about = subject(Activations, "arena")
+    about = prepared(Activations, "arena")
     found = et.certify(about)
     assert about.profile.peak_bytes == 3 * 8 * MAP  # the shortcut, an input and an output
     assert found.account.planned == about.profile.peak_bytes
@@ -126,7 +126,7 @@ def test_an_activation_without_a_kernel_needs_no_third_map():
 
 def test_what_is_more_than_predicted_is_named_to_the_byte():
     pool = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 3, 1))
-    found = et.certify(subject(pool)).account
+    found = et.certify(prepared(pool)).account
     indices = 8 * 8 * 8 * 8  # one of 8 bytes for each value of the pooled map
     elsewhere = 3 * MAP - 8 * MAP // 4  # the prediction peaks at the first convolution: its input, not the pooled map
     assert found.planned - found.predicted == indices - elsewhere
@@ -135,14 +135,14 @@ def test_what_is_more_than_predicted_is_named_to_the_byte():
 
 
 def test_a_better_order_reaches_the_arena():
-    plain, ordered = (et.certify(subject(Branches, "arena", reorder=r)).account for r in (False, True))
+    plain, ordered = (et.certify(prepared(Branches, "arena", reorder=r)).account for r in (False, True))
     assert plain.planned == (3 + 16 + 24) * MAP
     assert ordered.planned < 28 * MAP
     assert [d.what for d in ordered.differences] in ([], ["alignment to 16 bytes"])
 
 
 def test_an_input_seen_by_a_view_is_not_overwritten():
-    about = subject(ReadsItsInputLater)
+    about = prepared(ReadsItsInputLater)
     found = et.certify(about)
     assert found.account.predicted == 2 * 3 * MAP + 4  # the input, another map, and the first mean
     assert found.account.planned - found.account.predicted < 16
@@ -162,7 +162,7 @@ def test_a_plan_that_overlaps_is_refused(student, monkeypatch):
     place_offsets = planning.place_offsets
     monkeypatch.setattr(planning, "place_offsets", at_zero)
     with pytest.raises(InternalError, match="overlap"):
-        et.certify(subject(student))
+        et.certify(prepared(student))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_plan_that_overlaps_is_refused(student, monkeypatch):
     ],
 )
 def test_each_format_computes_what_the_student_does_and_says_what_it_is(student, name, read, tmp_path):
-    about = subject(student, metadata={"student": {"budget": "2x"}, "classes": ["a", "b"]})
+    about = prepared(student, metadata={"student": {"budget": "2x"}, "classes": ["a", "b"]})
     exported = export(about, tmp_path / "folder" / "file", name)
     data = exported.path.read_bytes()
     assert exported.parity.relative_error < 1e-5
@@ -186,7 +186,7 @@ def test_each_format_computes_what_the_student_does_and_says_what_it_is(student,
 @pytest.fixture(scope="module")
 def int8_student(student):
     images = torch.randn(16, 1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return make_int8(subject(student), tuple(images))
+    return make_int8(prepared(student), tuple(images))
 
 
 @pytest.mark.parametrize("name", ["executorch", "onnx"])
@@ -194,7 +194,7 @@ def test_int8_files_compute_what_the_int8_network_does(student, int8_student, na
     exported = export(int8_student, tmp_path / "file", name)
     assert exported.parity.relative_error < 0.05
     assert 0 < exported.quantization_error < 0.2
-    assert int8_student.profile.peak_bytes * 4 == subject(student).profile.peak_bytes
+    assert int8_student.profile.peak_bytes * 4 == prepared(student).profile.peak_bytes
 
 
 def test_a_student_from_the_command_line(student_folder, tmp_path, capsys):
@@ -236,13 +236,13 @@ def test_a_file_that_computes_something_else_is_not_written(student, tmp_path, m
     silent = replace(FORMATS["pt2"], run=lambda data, inputs: [torch.zeros(1, 10)])
     monkeypatch.setitem(FORMATS, "pt2", silent)
     with pytest.raises(ExportError, match=r"relative error 1\.0e\+00"):
-        export(subject(student), tmp_path / "file", "pt2")
+        export(prepared(student), tmp_path / "file", "pt2")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_operator_without_a_kernel_is_named_with_its_module(tmp_path):
     with pytest.raises(ExportError, match=r"no kernel for aten::sort in inner\.sorting"):
-        export(subject(Sorts), tmp_path / "file", "executorch-portable")
+        export(prepared(Sorts), tmp_path / "file", "executorch-portable")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,8 +284,8 @@ def test_bad_input_is_one_line_with_nothing_written(arguments, message, student_
 def test_tflite_in_the_interpreter_for_microcontrollers(student, tmp_path):
     pytest.importorskip("litert_torch")
     pytest.importorskip("tflite_micro")
-    exported = export(subject(student), tmp_path / "student.tflite", "tflite")
+    exported = export(prepared(student), tmp_path / "student.tflite", "tflite")
     assert exported.parity.relative_error < 1e-5
     assert exported.interpreter.activations >= exported.interpreter.live
     assert exported.interpreter.total == exported.interpreter.activations + exported.interpreter.persistent
-    assert json.loads((tmp_path / "student.tflite.json").read_text()) == subject(student).metadata
+    assert json.loads((tmp_path / "student.tflite.json").read_text()) == prepared(student).metadata

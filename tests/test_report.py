@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from redistill.errors import RedistillError
+from redistill.internal.text import shorten
 from redistill.memory.conventions import DEPLOY, GRAPH
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
 from redistill.planning.search import Certificate, PoolingPlan
@@ -37,8 +38,8 @@ from redistill.report import (
     write_page,
     write_profile_page,
 )
+from redistill.report.phrases import describe_order
 from redistill.report.tables import draw_bar
-from redistill.report.words import describe_order, shorten
 
 MIB = 1024**2
 STAGES = (

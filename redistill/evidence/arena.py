@@ -13,10 +13,10 @@ from redistill import InfeasibleBudgetError, transform
 from redistill.compiler.analysis import analyze
 from redistill.compiler.choosing import smallest
 from redistill.evidence.networks import build, short
-from redistill.evidence.table import Table
 from redistill.export import prepare
 from redistill.export.executorch import certify, run_program
 from redistill.export.parity import FLOAT_BOUND, check_parity
+from redistill.internal.tables import Table
 from redistill.student import record_of
 
 NETWORKS = (
@@ -79,10 +79,10 @@ def student_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, nn.Mo
 
 def plan(case: Case, convention: str) -> tuple[str, ...]:
     """Predicted, ExecuTorch's own plans, ours, the difference explained, and the parity of the file as it runs."""
-    subject = prepare(case.model, case.inputs, convention, case.reorder)
-    found = certify(subject)
+    prepared = prepare(case.model, case.inputs, convention, case.reorder)
+    found = certify(prepared)
     parity = check_parity(
-        lambda inputs: run_program(found.data, inputs), subject.reference, [case.inputs], FLOAT_BOUND, case.name
+        lambda inputs: run_program(found.data, inputs), prepared.reference, [case.inputs], FLOAT_BOUND, case.name
     )
     own = found.own_plans
     sizes = (found.account.predicted, own["greedy"], own["suite"], found.account.planned)

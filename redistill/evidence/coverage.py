@@ -18,8 +18,8 @@ from redistill.compiler.analysis import Analysis, analyze
 from redistill.compiler.pipeline import make_student
 from redistill.compiler.request import Request
 from redistill.evidence.networks import build, short, torchvision_specs
-from redistill.evidence.table import Table
 from redistill.evidence.verification import verify
+from redistill.internal.tables import Table
 from redistill.student import record_of
 
 BUDGETS = ("2x", "4x")

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from redistill import InfeasibleBudgetError, measure, profile, transform
 from redistill.evidence.networks import EXACT, build, short
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 from redistill.planning.stages import find_stages
 from redistill.tracing.capture import capture
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import redistill
 from redistill.evidence.networks import build, short
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 
 NETWORKS = ("torchvision:mobilenet_v2", "torchvision:resnet18")
 IMAGES, SIDE = 256, 224

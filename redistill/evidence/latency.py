@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from redistill.evidence.networks import short
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 from redistill.studies.benchmark.backends import BACKENDS
 from redistill.studies.benchmark.measuring import describe_machine, find_disturbances, time_backend
 from redistill.studies.benchmark.pair import make_pair

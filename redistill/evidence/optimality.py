@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from redistill.compiler.analysis import analyze
 from redistill.evidence.networks import build, short
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 from redistill.memory.conventions import DEPLOY
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import PlanningProblem, keep_most_macs, solve

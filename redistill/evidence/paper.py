@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from redistill import transform
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 from redistill.models import example_inputs, load_model
 from redistill.models.paper import PAPER_PAIRS, PaperPair
 from redistill.student import Student

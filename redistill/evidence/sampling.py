@@ -13,7 +13,7 @@ from tqdm import tqdm
 from redistill import measure, profile, transform
 from redistill.diffusion import NoiseSchedule, sample
 from redistill.evidence.networks import build
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 from redistill.tracing.capture import capture
 
 UNET = "redistill:ddpm_unet?in_channels=1&width=32&blocks=1"

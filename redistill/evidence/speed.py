@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from redistill import transform
 from redistill.evidence.networks import build, short
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 from redistill.memory.conventions import DEPLOY
 from redistill.memory.profiling import profile_record
 from redistill.planning.crossings import find_crossings

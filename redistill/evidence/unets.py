@@ -9,7 +9,7 @@ from tqdm import tqdm
 from redistill import Student, measure, profile, transform
 from redistill.evidence.exactness import difference
 from redistill.evidence.networks import build
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 
 GOALS = ("2,2,2,1", "1.13MiB", "2x", "4x", "8x")
 """The paper's factors, the budget that they need, and reductions."""

@@ -28,8 +28,8 @@ from redistill.export.calibration import calibration_batches
 from redistill.export.exporting import check_free, check_quantized, export
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import describe_data, describe_inputs, find_experiment
+from redistill.export.preparation import make_int8, prepare
 from redistill.export.rendering import render, to_json
-from redistill.export.subject import make_int8, prepare
 from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.models import example_inputs, load_model
 from redistill.models.specs import require_trust
@@ -100,15 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     experiment = find_experiment(folder, given.trust) if folder else None
     if experiment is not None:
         about |= describe_data(experiment.config.data)
-    subject = prepare(model, inputs, _convention(given, model), given.reorder, about)
+    prepared = prepare(model, inputs, _convention(given, model), given.reorder, about)
     if given.quantize:
         images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set, given.trust)
-        subject = make_int8(subject, images, convert=not chosen.quantizes)
-    exported = export(subject, output, given.format, given.force)
+        prepared = make_int8(prepared, images, convert=not chosen.quantizes)
+    exported = export(prepared, output, given.format, given.force)
     if given.json:
-        write_json(to_json(exported, subject, model), given.json)
+        write_json(to_json(exported, prepared, model), given.json)
     if given.json != "-":
-        sys.stdout.write(render(exported, subject, model) + "\n")
+        sys.stdout.write(render(exported, prepared, model) + "\n")
     return 0
 
 

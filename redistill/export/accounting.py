@@ -10,8 +10,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from redistill.export.planning import planned_layout, results, root_of
+from redistill.export.preparation import PreparedModel
 from redistill.export.source_map import source_of
-from redistill.export.subject import Subject
 from redistill.memory.lifetimes import MemoryProfile, live_bytes
 
 ALIGNMENT = 16
@@ -40,13 +40,13 @@ class Account:
         return "; ".join(f"{d.bytes:+,} {d.what}" for d in self.differences)
 
 
-def account(graph_module: GraphModule, subject: Subject) -> Account:
+def account(graph_module: GraphModule, prepared: PreparedModel) -> Account:
     """Compare the plan of a lowered program with the prediction, at the step where the plan needs most.
 
     Buffers are matched by the operation of the network that makes them. What is left over are temporaries within one
     operation, copies that ExecuTorch makes of views, alignment, and gaps between the buffers.
     """
-    profile, layout = subject.profile, planned_layout(graph_module)
+    profile, layout = prepared.profile, planned_layout(graph_module)
     live = live_bytes(layout.buffers, len(graph_module.graph.nodes))
     peak = max(range(len(live)), key=lambda step: live[step])
     found = list(_at_peak(graph_module, profile, peak))

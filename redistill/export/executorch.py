@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from redistill.errors import ExportError
+from redistill.export.preparation import PreparedModel, trace_program
 from redistill.export.source_map import path_of
-from redistill.export.subject import Subject, trace_program
 from redistill.internal.silence import quietly, standard_error
 
 if TYPE_CHECKING:
@@ -31,19 +31,19 @@ class Certificate:
     own_plans: dict[str, int]
 
 
-def lower(subject: Subject, planning: Any = None, delegate: bool = False) -> Any:
+def lower(prepared: PreparedModel, planning: Any = None, delegate: bool = False) -> Any:
     """Lower to an ``ExecutorchProgramManager``.
 
     Args:
-        subject: what is exported.
+        prepared: what is exported.
         planning: a memory planning pass (default: ExecuTorch's own, its greedy algorithm).
         delegate: hand what XNNPACK can run over to it; all else runs in portable kernels.
 
     Raises:
         ExportError: an operator that no kernel of the runtime can run; named with its module.
     """
-    program = trace_program(subject)
-    described = {METADATA: json.dumps(subject.metadata)}
+    program = trace_program(prepared)
+    described = {METADATA: json.dumps(prepared.metadata)}
     with quietly():
         from executorch.exir import ExecutorchBackendConfig
         from executorch.exir.passes import MemoryPlanningPass
@@ -73,15 +73,15 @@ def _portable(program: ExportedProgram, described: dict[str, Any]) -> Any:
     return to_edge(program, described, config).transform([LowerActivationsPass()])
 
 
-def certify(subject: Subject) -> Certificate:
+def certify(prepared: PreparedModel) -> Certificate:
     """Lower to portable kernels with every activation in one planned arena, and account for each byte of it."""
     with quietly():
         from redistill.export.accounting import account
         from redistill.export.planning import ArenaPlanningPass
 
-    planning = ArenaPlanningPass(subject.overwriting)
-    lowered = lower(subject, planning)
-    found = account(lowered.exported_program().graph_module, subject)
+    planning = ArenaPlanningPass(prepared.overwriting)
+    lowered = lower(prepared, planning)
+    found = account(lowered.exported_program().graph_module, prepared)
     return Certificate(bytes(lowered.buffer), found, planning.own_plans)
 
 

@@ -1,4 +1,4 @@
-"""Exporting: a subject into a file, which is run and compared with its network before it is written."""
+"""Exporting: a prepared model into a file, which is run and compared with its network before it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from redistill.errors import ExportError
 from redistill.export.formats import Format, format_named
 from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, ROUNDING_BOUND, Parity, check_parity, relative_error
-from redistill.export.subject import Subject, tensors_of, trial_inputs
+from redistill.export.preparation import PreparedModel, tensors_of, trial_inputs
 from redistill.internal.files import write_atomically
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Exported:
     quantization_error: float | None = None
 
 
-def export(subject: Subject, path: str | Path, format: str = "executorch", force: bool = False) -> Exported:
-    """Write ``subject`` to ``path``: built, run in its own runtime, compared with the network, and only then written.
+def export(prepared: PreparedModel, path: str | Path, format: str = "executorch", force: bool = False) -> Exported:
+    """Write ``prepared`` to ``path``: built, run in its own runtime, compared with the network, and only then written.
 
     Args:
-        subject: from ``prepare``; an int8 one from ``make_int8``.
+        prepared: from ``prepare``; an int8 one from ``make_int8``.
         path: the file.
         format: ``executorch``, ``executorch-portable``, ``onnx``, ``pt2`` or ``tflite``.
         force: replace a file that exists.
@@ -66,14 +66,14 @@ def export(subject: Subject, path: str | Path, format: str = "executorch", force
     target = Path(path)
     sidecar = target.with_suffix(f"{target.suffix}.json") if not chosen.holds_metadata else None
     check_free(target, sidecar, force=force)
-    check_quantized(chosen, bool(subject.calibration))
-    built = chosen.build(subject)
-    parity = compare(subject, chosen, built.data)
+    check_quantized(chosen, bool(prepared.calibration))
+    built = chosen.build(prepared)
+    parity = compare(prepared, chosen, built.data)
     interpreter = chosen.inspect(built.data) if chosen.inspect is not None else None
-    error = None if subject.int8 is None else quantization_error(subject)
+    error = None if prepared.int8 is None else quantization_error(prepared)
     write(target, built.data)
     if sidecar is not None:
-        write(sidecar, json.dumps(subject.metadata, indent=2).encode())
+        write(sidecar, json.dumps(prepared.metadata, indent=2).encode())
     return Exported(
         target, format, len(built.data), parity, built.account, built.own_plans, sidecar, interpreter, error
     )
@@ -103,20 +103,20 @@ def check_quantized(chosen: Format, quantized: bool) -> None:
         )
 
 
-def compare(subject: Subject, chosen: Format, data: bytes) -> Parity:
+def compare(prepared: PreparedModel, chosen: Format, data: bytes) -> Parity:
     """Run the file in its own runtime beside what it was made of: the int8 network, or else the float one."""
-    reference = subject.reference if subject.int8 is None else subject.int8
-    bound = FLOAT_BOUND if not subject.calibration else ROUNDING_BOUND if subject.int8 is None else INT8_BOUND
-    trials = [(x,) for x in subject.calibration[:INT8_TRIALS]] or trial_inputs(subject.inputs)
+    reference = prepared.reference if prepared.int8 is None else prepared.int8
+    bound = FLOAT_BOUND if not prepared.calibration else ROUNDING_BOUND if prepared.int8 is None else INT8_BOUND
+    trials = [(x,) for x in prepared.calibration[:INT8_TRIALS]] or trial_inputs(prepared.inputs)
     return check_parity(lambda inputs: chosen.run(data, inputs), reference, trials, bound, chosen.name)
 
 
-def quantization_error(subject: Subject) -> float:
+def quantization_error(prepared: PreparedModel) -> float:
     """The int8 network beside the float one on calibration data."""
-    assert subject.int8 is not None
+    assert prepared.int8 is not None
     worst = 0.0
     with torch.no_grad():
-        for batch in subject.calibration[:8]:
-            found, expected = subject.int8(batch), subject.reference(batch)
+        for batch in prepared.calibration[:8]:
+            found, expected = prepared.int8(batch), prepared.reference(batch)
             worst = max(worst, relative_error(tensors_of(found), tensors_of(expected)))
     return worst

@@ -12,7 +12,7 @@ from torch import Tensor
 from redistill.errors import ExportError, MissingExtraError
 from redistill.export import executorch, onnx, pt2, tflite
 from redistill.export.microcontroller import InterpreterArena, measure_arena
-from redistill.export.subject import Subject
+from redistill.export.preparation import PreparedModel
 
 if TYPE_CHECKING:
     from redistill.export.accounting import Account
@@ -42,7 +42,7 @@ class Format:
     name: str
     suffix: str
     about: str
-    build: Callable[[Subject], Built]
+    build: Callable[[PreparedModel], Built]
     run: Callable[[bytes, Sequence[Tensor]], list[Tensor]]
     needs: tuple[str, ...] = ()
     extra: str = "export"
@@ -58,12 +58,12 @@ class Format:
                 raise MissingExtraError(f"--format {self.name} needs {package}; pip install 'redistill[{self.extra}]'")
 
 
-def _build_executorch(subject: Subject) -> Built:
-    return Built(bytes(executorch.lower(subject, delegate=True).buffer))
+def _build_executorch(prepared: PreparedModel) -> Built:
+    return Built(bytes(executorch.lower(prepared, delegate=True).buffer))
 
 
-def _build_portable(subject: Subject) -> Built:
-    certificate = executorch.certify(subject)
+def _build_portable(prepared: PreparedModel) -> Built:
+    certificate = executorch.certify(prepared)
     return Built(certificate.data, certificate.account, certificate.own_plans)
 
 
@@ -80,13 +80,13 @@ FORMATS = {
         ),
         Format(
             "onnx", ".onnx", "for interchange and ONNX Runtime",
-            lambda subject: Built(onnx.build(subject)), onnx.run,
+            lambda prepared: Built(onnx.build(prepared)), onnx.run,
             ("onnx", "onnxscript", "onnxruntime"),
         ),
-        Format("pt2", ".pt2", "torch.export's archive", lambda subject: Built(pt2.build(subject)), pt2.run),
+        Format("pt2", ".pt2", "torch.export's archive", lambda prepared: Built(pt2.build(prepared)), pt2.run),
         Format(
             "tflite", ".tflite", "TensorFlow Lite, run in the interpreter for microcontrollers",
-            lambda subject: Built(tflite.build(subject)), tflite.run,
+            lambda prepared: Built(tflite.build(prepared)), tflite.run,
             ("litert_torch", "tflite_micro"), "tflm", holds_metadata=False, quantizes=True,
             inspect=measure_arena,
         ),

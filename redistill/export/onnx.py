@@ -12,20 +12,20 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from redistill.errors import ExportError
+from redistill.export.preparation import PreparedModel, trace_program
 from redistill.export.source_map import path_of
-from redistill.export.subject import Subject, trace_program
 from redistill.internal.silence import quietly
 
 METADATA = "redistill"
 
 
-def build(subject: Subject) -> bytes:
+def build(prepared: PreparedModel) -> bytes:
     """The model as bytes, the metadata in its ``metadata_props``.
 
     Raises:
         ExportError: an operator that the ONNX exporter does not know.
     """
-    program = trace_program(subject)
+    program = trace_program(prepared)
     try:
         with quietly():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -33,7 +33,7 @@ def build(subject: Subject) -> bytes:
         raise ExportError(f"ONNX cannot hold this network: {_reason(error, program)}") from error
     assert exported is not None
     model = exported.model_proto
-    model.metadata_props.add(key=METADATA, value=json.dumps(subject.metadata))
+    model.metadata_props.add(key=METADATA, value=json.dumps(prepared.metadata))
     return bytes(model.SerializeToString())
 
 

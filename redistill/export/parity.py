@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import ExportError
-from redistill.export.subject import tensors_of
+from redistill.export.preparation import tensors_of
 from redistill.internal.text import format_shapes
 
 FLOAT_BOUND = 1e-4

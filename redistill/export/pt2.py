@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redistill.export.subject import Subject, tensors_of, trace_program
+from redistill.export.preparation import PreparedModel, tensors_of, trace_program
 
 METADATA = "redistill.json"
 
 
-def build(subject: Subject) -> bytes:
+def build(prepared: PreparedModel) -> bytes:
     """The archive, with the metadata as a file in it."""
     buffer = io.BytesIO()
-    torch.export.save(trace_program(subject), buffer, extra_files={METADATA: json.dumps(subject.metadata)})
+    torch.export.save(trace_program(prepared), buffer, extra_files={METADATA: json.dumps(prepared.metadata)})
     return buffer.getvalue()
 
 

@@ -8,15 +8,15 @@ from typing import Any
 from torch import nn
 
 from redistill.export.exporting import Exported
-from redistill.export.subject import Subject
+from redistill.export.preparation import PreparedModel
 from redistill.internal.text import format_bytes, format_shapes
 from redistill.memory.conventions import ARENA
 from redistill.student import Student, record_of
 
 
-def render(exported: Exported, subject: Subject, model: nn.Module) -> str:
+def render(exported: Exported, prepared: PreparedModel, model: nn.Module) -> str:
     """A few lines: what was exported, its memory, its parity, and where it is."""
-    lines = [("network", f"{type(model).__name__} at {format_shapes(subject.inputs)}"), *_memory(subject, model)]
+    lines = [("network", f"{type(model).__name__} at {format_shapes(prepared.inputs)}"), *_memory(prepared, model)]
     if exported.account is not None:
         lines.append(("arena", f"{exported.account.planned:,} bytes planned; {_compare(exported)}"))
     if exported.own_plans is not None:
@@ -24,7 +24,7 @@ def render(exported: Exported, subject: Subject, model: nn.Module) -> str:
     if exported.format == "executorch":
         lines.append(("", "what XNNPACK takes while it runs is its own; --format executorch-portable plans every byte"))
     if exported.interpreter is not None:
-        lines += _interpreter(exported, subject)
+        lines += _interpreter(exported, prepared)
     lines.append(("parity", f"max relative error {exported.parity.relative_error:.1e} in its own runtime"))
     if exported.quantization_error is not None:
         lines.append(("int8", f"max relative error {exported.quantization_error:.1e} to the float network"))
@@ -34,19 +34,19 @@ def render(exported: Exported, subject: Subject, model: nn.Module) -> str:
     return "\n".join(f"{name:8} {text}" for name, text in lines)
 
 
-def to_json(exported: Exported, subject: Subject, model: nn.Module) -> dict[str, Any]:
+def to_json(exported: Exported, prepared: PreparedModel, model: nn.Module) -> dict[str, Any]:
     """The same as plain data."""
     plain = asdict(exported)
     plain |= {"path": str(exported.path), "sidecar": exported.sidecar and str(exported.sidecar)}
-    peak = {"convention": subject.convention.name, "peak_bytes": subject.profile.peak_bytes}
+    peak = {"convention": prepared.convention.name, "peak_bytes": prepared.profile.peak_bytes}
     if isinstance(model, Student):
         peak["teacher_peak_bytes"] = record_of(model).teacher_profile.peak_bytes
-    return {**plain, "predicted": peak, "metadata": subject.metadata}
+    return {**plain, "predicted": peak, "metadata": prepared.metadata}
 
 
-def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
-    peak = subject.profile.peak_bytes
-    kind = f"{subject.convention}{', int8' if subject.calibration else ''}"
+def _memory(prepared: PreparedModel, model: nn.Module) -> list[tuple[str, str]]:
+    peak = prepared.profile.peak_bytes
+    kind = f"{prepared.convention}{', int8' if prepared.calibration else ''}"
     lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
     if isinstance(model, Student):
         teacher = record_of(model).teacher_profile
@@ -55,8 +55,8 @@ def _memory(subject: Subject, model: nn.Module) -> list[tuple[str, str]]:
     return lines
 
 
-def _interpreter(exported: Exported, subject: Subject) -> list[tuple[str, str]]:
-    arena, predicted = exported.interpreter, subject.profile_under(ARENA).peak_bytes
+def _interpreter(exported: Exported, prepared: PreparedModel) -> list[tuple[str, str]]:
+    arena, predicted = exported.interpreter, prepared.profile_under(ARENA).peak_bytes
     assert arena is not None
     alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
     return [

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from redistill.errors import ExportError
 from redistill.export.microcontroller import count_outputs, open_interpreter
-from redistill.export.subject import Subject
+from redistill.export.preparation import PreparedModel
 from redistill.internal.silence import quietly, standard_error
 
 
-def build(subject: Subject) -> bytes:
+def build(prepared: PreparedModel) -> bytes:
     """Convert, and round to int8 where there is calibration data.
 
     Raises:
         ExportError: an operation that the converter does not know.
     """
-    data = _convert(subject.graph_module, subject.inputs)
-    return _quantize(data, subject.calibration) if subject.calibration else data
+    data = _convert(prepared.graph_module, prepared.inputs)
+    return _quantize(data, prepared.calibration) if prepared.calibration else data
 
 
 def run(data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -1,8 +1,10 @@
-"""Tables of text: columns as wide as their widest cell."""
+"""Tables of text: columns as wide as their widest cell, for terminals and for Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 Rows = Sequence[Sequence[str]]
 
@@ -36,3 +38,32 @@ def render_markdown(rows: Rows) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |" for row in rows]
     return "\n".join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
+
+
+@dataclass
+class Table:
+    """Rows under named columns that read well in a terminal and can be pasted into Markdown; ``notes`` follow below.
+
+    >>> table = Table(("network", "bytes"), notes=["Counted under deploy."])
+    >>> table.add("resnet18", 4014080)
+    >>> print(table)
+    | network  | bytes   |
+    |----------|---------|
+    | resnet18 | 4014080 |
+    <BLANKLINE>
+    Counted under deploy.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, *cells: Any) -> None:
+        """One more row."""
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
+        self.rows.append(cells)
+
+    def __str__(self) -> str:
+        text = render_markdown([self.columns, *(tuple(map(str, row)) for row in self.rows)])
+        return "\n".join([text, *([""] if self.notes else []), *self.notes])

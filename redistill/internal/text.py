@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 KIB, MIB = 1024, 1024**2
+LONGEST_NAME = 36
 SMALLEST_MIB = 0.1  # below this many MiB a size is given in KiB
 
 
@@ -36,3 +37,32 @@ def format_shape(shape: Sequence[int]) -> str:
 def format_shapes(inputs: Iterable[Shaped]) -> str:
     """The shapes of several inputs: ``1x3x224x224 and 1``."""
     return " and ".join(format_shape(x.shape) for x in inputs)
+
+
+def format_count(count: float) -> str:
+    """A count in G, M or K with three decimals; as it is below a thousand.
+
+    >>> format_count(1814073344), format_count(11689512), format_count(12)
+    ('1.814 G', '11.690 M', '12')
+    """
+    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if abs(count) >= unit:
+            return f"{count / unit:.3f} {sign}"
+    return f"{count:.0f}"
+
+
+def format_share(part: float, whole: float) -> str:
+    """``part`` as a percentage of ``whole``."""
+    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
+
+
+def shorten(name: str, longest: int = LONGEST_NAME) -> str:
+    """``name`` with its middle left out where it is too long.
+
+    >>> shorten("features.denseblock1", 11)
+    'featu…lock1'
+    """
+    if len(name) <= longest:
+        return name
+    head = (longest - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"

@@ -1,7 +1,7 @@
 """Reports of memory: as text, JSON, a plot, and one self-contained HTML page."""
 
 from redistill.internal.files import write_atomically
-from redistill.internal.text import format_bytes
+from redistill.internal.text import format_bytes, format_count
 from redistill.report.data import (
     Comparison,
     Group,
@@ -15,9 +15,9 @@ from redistill.report.data import (
     to_json,
 )
 from redistill.report.page import write_page, write_profile_page
+from redistill.report.phrases import describe_budget, describe_convention
 from redistill.report.plots import plot, plot_profile
 from redistill.report.tables import render, render_profile
-from redistill.report.words import describe_budget, describe_convention, format_count
 
 __all__ = [
     "Comparison",

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from redistill.internal.files import write_atomically
-from redistill.internal.text import format_bytes, format_shape
+from redistill.internal.text import format_bytes, format_count, format_shape, format_share
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import (
     Comparison,
@@ -25,15 +25,13 @@ from redistill.report.data import (
     stage_rows,
     versions,
 )
-from redistill.report.words import (
+from redistill.report.phrases import (
     buffer_kind,
     buffer_place,
     describe_convention,
     describe_order,
     describe_reduction,
     describe_verdict,
-    format_count,
-    format_share,
     step_place,
 )
 

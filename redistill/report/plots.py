@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redistill.internal.files import write_atomically
-from redistill.internal.text import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape
+from redistill.internal.text import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape, shorten
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import Comparison, align_steps, group_steps, runs, stage_of_steps, stage_rows
-from redistill.report.words import shorten, step_place
+from redistill.report.phrases import step_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

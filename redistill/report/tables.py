@@ -5,20 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from redistill.internal.text import format_bytes, format_shape
+from redistill.internal.tables import align_columns
+from redistill.internal.text import format_bytes, format_count, format_shape, format_share, shorten
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import Comparison, StageRow, group_steps, is_red_block, stage_rows
-from redistill.report.words import (
+from redistill.report.phrases import (
     buffer_kind,
     buffer_place,
     describe_budget,
     describe_convention,
     describe_order,
     describe_verdict,
-    format_count,
-    format_share,
-    shorten,
     step_place,
 )
 
@@ -57,16 +55,6 @@ def render_profile(profile: MemoryProfile, title: str) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
-def format_table(rows: Sequence[Sequence[str]], align: str, indent: int = 2) -> list[str]:
-    """Columns of text, each as wide as its widest cell; ``align`` holds ``<`` or ``>`` for each."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        " " * indent
-        + "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip()
-        for row in rows
-    ]  # fmt: skip
-
-
 def draw_bar(part: float, whole: float, width: int = BAR) -> str:
     """A bar of at most ``width`` characters, in steps of an eighth of one.
 
@@ -96,7 +84,7 @@ def _stages(rows: Sequence[StageRow]) -> list[str]:
         ["", "", "grid", "", "", "peak", "", "MACs"],
         ["stage", "teacher", "student", "factor", "teacher", "student", "teacher", "student"],
     ]
-    lines = format_table([*head, *map(_stage_cells, rows), _total_cells(rows)], "<>>>>>>>", indent=0)
+    lines = align_columns([*head, *map(_stage_cells, rows), _total_cells(rows)], "<>>>>>>>")
     rule = "─" * max(map(len, lines))
     return [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]
 
@@ -130,7 +118,7 @@ def _taps(c: Comparison) -> list[str]:
     if not c.taps:
         return ["Taps  none: the student needs no RED block"]
     rows = [[t.student, "-", t.teacher, format_shape(t.grid), f"{t.channels} channels"] for t in c.taps]
-    return ["Taps  student - teacher, each with a RED block in the student", *format_table(rows, "<<<>>")]
+    return ["Taps  student - teacher, each with a RED block in the student", *align_columns(rows, "<<<>>", indent=2)]
 
 
 def _live(profile: MemoryProfile, heading: str) -> list[str]:
@@ -144,7 +132,7 @@ def _live(profile: MemoryProfile, heading: str) -> list[str]:
     if rest:
         size = sum(b.bytes for b in rest)
         rows.append([format_bytes(size), format_share(size, profile.peak_bytes), f"{len(rest)} more", ""])
-    return [f"{heading}  {counted}", *format_table(rows, ">><<")]
+    return [f"{heading}  {counted}", *align_columns(rows, ">><<", indent=2)]
 
 
 def _facts(c: Comparison) -> list[str]:
@@ -160,7 +148,7 @@ def _facts(c: Comparison) -> list[str]:
         ["Student", describe_order(c.student)],
         ["Took", f"{c.seconds:.1f} s"],
     ]
-    return format_table(rows, "<<", indent=0)
+    return align_columns(rows, "<<")
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
@@ -177,7 +165,7 @@ def _profile_facts(profile: MemoryProfile) -> list[str]:
         ["MACs", format_count(profile.macs)],
         ["Parameters", format_count(profile.parameters)],
     ]
-    return format_table(rows, "<<", indent=0)
+    return align_columns(rows, "<<")
 
 
 def _timeline(profile: MemoryProfile) -> list[str]:
@@ -191,7 +179,7 @@ def _timeline(profile: MemoryProfile) -> list[str]:
         ]
         for g in group_steps(profile)
     ]
-    return ["Timeline  module, steps, most bytes alive", *format_table(rows, "<>><")]
+    return ["Timeline  module, steps, most bytes alive", *align_columns(rows, "<>><", indent=2)]
 
 
 def _top_steps(profile: MemoryProfile) -> list[str]:
@@ -205,4 +193,4 @@ def _top_steps(profile: MemoryProfile) -> list[str]:
         ]
         for t, step in ((t, profile.timeline[t]) for t in order)
     ]
-    return ["Steps that need most", *format_table(rows, "<>><")]
+    return ["Steps that need most", *align_columns(rows, "<>><", indent=2)]

@@ -17,6 +17,7 @@ from redistill.distillation.views import View
 from redistill.errors import ConfigError
 from redistill.internal import seeding
 from redistill.internal.suggestions import suggest
+from redistill.internal.tables import render_table
 from redistill.internal.text import format_bytes
 from redistill.memory.profiling import profile
 from redistill.quantization import FakeQuantized, quantize
@@ -28,7 +29,6 @@ from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
 from redistill.trainers.progress import Facts
-from redistill.trainers.record import table
 from redistill.trainers.state import digest
 from redistill.trainers.students import deliver
 
@@ -125,7 +125,7 @@ def render_int8(summary: Mapping[str, Any]) -> str:
     peaks: list[tuple[str, ...]] = [("peak memory", *(f"{dtype}, {convention}" for convention, dtype in columns))]
     for name, sizes in figures["memory"].items():
         peaks.append((name, *(format_bytes(sizes[convention][dtype]) for convention, dtype in columns)))
-    return f"{table(rows)}\n\n{table(peaks)}"
+    return f"{render_table(rows)}\n\n{render_table(peaks)}"
 
 
 def _with_network(task: ClassifierTask, network: nn.Module) -> ClassifierTask:

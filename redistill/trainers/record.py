@@ -1,4 +1,4 @@
-"""What a run leaves to be read: a JSONL log, TensorBoard where installed, curves and a closing table."""
+"""What a run leaves to be read: a JSONL log, TensorBoard where installed, and curves."""
 
 from __future__ import annotations
 
@@ -96,20 +96,6 @@ def _series(entries: Sequence[Entry], kind: str) -> dict[str, list[tuple[int, fl
                 if name not in ("kind", "step"):
                     series[name].append((entry["step"], value))
     return series
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns under the first row's heads; columns after the first are right-aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in _cells(row, widths)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cells(row: Sequence[str], widths: Sequence[int]) -> enumerate[tuple[str, int]]:
-    return enumerate(zip(row, widths, strict=True))
 
 
 def _tensorboard(folder: Path) -> Any:

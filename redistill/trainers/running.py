@@ -20,6 +20,7 @@ from redistill.config.settings import ExperimentConfig, TeacherConfig
 from redistill.distillation import MAIN
 from redistill.errors import CheckpointError
 from redistill.internal.files import write_atomically
+from redistill.internal.tables import render_table
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights
 from redistill.trainers.acceleration import processes
@@ -28,7 +29,6 @@ from redistill.trainers.experiment import Experiment
 from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
 from redistill.trainers.progress import Facts, Outcome
-from redistill.trainers.record import table
 from redistill.trainers.students import deliver, obtain_student
 from redistill.trainers.task import Task
 from redistill.trainers.teachers import obtain_teachers
@@ -99,7 +99,7 @@ def render(experiment: Experiment[Any], summary: dict[str, Any]) -> str:
     helpers = ", ".join(f"{name} {count:,}" for name, count in summary["helper_parameters"].items()) or "none"
     return "\n".join(
         [
-            table(experiment.rows(summary)),
+            render_table(experiment.rows(summary)),
             f"before training: validation {experiment.describe(summary['start'])}",
             f"parameters: {summary['parameters']:,}; helpers while training, not delivered: {helpers}",
             f"student, curves and log: {experiment.folder.path}",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from redistill.evidence.table import Table
+from redistill.internal.tables import Table
 
 FILE = "zoo.jsonl"
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from redistill.errors import RedistillError
 from redistill.export.formats import FORMATS
 from redistill.export.parity import FLOAT_BOUND, relative_error
-from redistill.export.subject import prepare as prepare_subject
-from redistill.export.subject import tensors_of
+from redistill.export.preparation import prepare as prepare_network
+from redistill.export.preparation import tensors_of
 from redistill.internal.silence import quietly, standard_error
 
 Inputs = tuple[Tensor, ...]
@@ -54,7 +54,7 @@ def run_onnxruntime(model: nn.Module, inputs: Inputs, threads: int) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    file = FORMATS["onnx"].build(prepare_subject(model, inputs)).data
+    file = FORMATS["onnx"].build(prepare_network(model, inputs)).data
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     feed = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: [torch.from_numpy(array) for array in session.run(None, feed)]
@@ -65,7 +65,7 @@ def run_executorch(model: nn.Module, inputs: Inputs, threads: int) -> Run:
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
-    file = FORMATS["executorch"].build(prepare_subject(model, inputs)).data
+    file = FORMATS["executorch"].build(prepare_network(model, inputs)).data
     _unsafe_reset_threadpool(threads)
     program = Runtime.get().load_program(file)
     return _Method(file, program, program.load_method("forward"), inputs)

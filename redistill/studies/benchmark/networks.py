@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from redistill.export.executorch import certify
-from redistill.export.subject import prepare
+from redistill.export.preparation import prepare
 from redistill.memory.conventions import CONVENTIONS
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.meter import measure

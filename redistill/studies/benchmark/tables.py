@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from redistill.internal.text import format_bytes
-from redistill.report.tables import WIDTH, format_table
-from redistill.report.words import format_count, format_share
+from redistill.internal.tables import align_columns
+from redistill.internal.text import format_bytes, format_count, format_share
+from redistill.report.tables import WIDTH
 from redistill.studies.benchmark.backends import BACKENDS
 from redistill.studies.benchmark.results import Benchmark, Network, seconds_per_image
 from redistill.studies.benchmark.timing import PairedTiming, Timing
@@ -44,7 +44,7 @@ def _network_lines(result: Benchmark) -> list[str]:
         rows.append(_row("  per image", teacher.macs * result.steps, student.macs * result.steps, format_count))
     rows.append(_row("Parameters", teacher.parameters, student.parameters, format_count))
     rows.append(_row("File of the weights", teacher.file_bytes, student.file_bytes, format_bytes))
-    return format_table(rows, "<>>>", indent=0)
+    return align_columns(rows, "<>>>")
 
 
 def _measured_rows(teacher: Network, student: Network) -> list[Row]:
@@ -82,7 +82,7 @@ def _latency_lines(result: Benchmark) -> list[str]:
         ["", "", "teacher", "", "", "student", "", "", "teacher/student", ""],
         ["backend", "batch", *("median", "p95", "min") * 2, "of medians", "quartiles"],
     ]
-    lines = format_table([*rows, *map(_latency_cells, result.timings)], "<>>>>>>>>>", indent=0)
+    lines = align_columns([*rows, *map(_latency_cells, result.timings)], "<>>>>>>>>>")
     first = result.timings[0]
     pairs = sorted({len(t.teacher.milliseconds) for t in result.timings})
     counted = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else str(pairs[0])
@@ -117,7 +117,7 @@ def _image_lines(result: Benchmark) -> list[str]:
         + [f"{seconds_per_image(of, t.batch, steps):.2f} s" for of in (t.teacher, t.student)]
         for t in result.timings
     ]
-    return [f"Time per image, {steps} steps", *format_table(rows, "<>>>", indent=0)]
+    return [f"Time per image, {steps} steps", *align_columns(rows, "<>>>")]
 
 
 def _closing_lines(result: Benchmark) -> Sequence[str]:

@@ -14,8 +14,8 @@ from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import merge, read, resolved
 from redistill.config.trust import check_trust
 from redistill.distillation import MAIN
-from redistill.evidence.table import Table
 from redistill.internal.files import checksum, write_atomically
+from redistill.internal.tables import Table
 from redistill.studies.comparison.runs import ComparisonConfig, Judge, Result, Row, Scores
 from redistill.studies.evaluation.evaluating import EvaluationConfig, Evaluator
 from redistill.studies.evaluation.generation import TrainedDenoiser

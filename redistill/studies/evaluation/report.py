@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from redistill.internal.files import write_atomically
+from redistill.internal.tables import render_table
 from redistill.studies.evaluation.evaluating import Evaluation, Judged
 from redistill.studies.evaluation.pictures import TILES
-from redistill.trainers.record import table
 
 FLOOR = "real"
 COLUMNS = {
@@ -36,7 +36,7 @@ def render(evaluation: Evaluation) -> str:
         rows.append((name, *cells(list_scores(asdict(judged)))))
     rows.append((FLOOR, *cells(asdict(evaluation.floor))))
     sources = [f"{name}: {_describe(judged)}" for name, judged in evaluation.judged.items()]
-    return "\n".join([table(rows), "", *sources, *describe_reference(to_json(evaluation))])
+    return "\n".join([render_table(rows), "", *sources, *describe_reference(to_json(evaluation))])
 
 
 def list_scores(judged: Mapping[str, Any]) -> dict[str, float]:

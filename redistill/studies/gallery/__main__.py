@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from redistill.cli import MODEL_HELP, add_trust_option, check_absent, check_writable, run
 from redistill.errors import RedistillError
+from redistill.internal.tables import align_columns
 from redistill.internal.text import format_bytes
-from redistill.report.tables import format_table
 from redistill.studies.gallery.accuracies import FORM, read_accuracies
 from redistill.studies.gallery.entries import Entry, collect
 from redistill.studies.gallery.page import write_gallery
@@ -79,7 +79,7 @@ def render(entries: Sequence[Entry]) -> str:
         for entry in entries
         for c in (entry.comparison,)
     ]  # fmt: skip
-    return "\n".join([*format_table(rows, "<>>>>", indent=0), ""])
+    return "\n".join([*align_columns(rows, "<>>>>"), ""])
 
 
 def _check_used(known: Iterable[str], entries: Sequence[Entry], refused: Iterable[str]) -> None:

@@ -8,11 +8,11 @@ from html import escape
 from typing import Any
 
 from redistill.internal.files import write_atomically
-from redistill.internal.text import format_bytes
+from redistill.internal.text import format_bytes, format_count, format_share
 from redistill.report.data import Comparison, align_steps
 from redistill.report.page import Cell, embed, fill, footer, section, table
+from redistill.report.phrases import describe_convention, step_place
 from redistill.report.plots import outline
-from redistill.report.words import describe_convention, format_count, format_share, step_place
 from redistill.studies.gallery.drawings import CARD, draw_footprint, draw_frontier
 from redistill.studies.gallery.entries import Entry
 

@@ -29,7 +29,7 @@ TRIALS = 2
 
 
 @dataclass(frozen=True)
-class Subject:
+class PreparedModel:
     """A network ready for export.
 
     Attributes:
@@ -80,7 +80,7 @@ def prepare(
     convention: str | Convention = "deploy",
     reorder: bool = False,
     metadata: dict[str, Any] | None = None,
-) -> Subject:
+) -> PreparedModel:
     """Capture ``model`` (unless it is a graph already), fold its batch norms and record it; ``model`` is not changed.
 
     The file takes the tensors of the example input in their order, and returns those of the output in theirs.
@@ -101,7 +101,7 @@ def prepare(
     if reorder:
         _shape_placeholders(folded, inputs)
         ReorderPass(counted)(folded)
-    return Subject(reference, folded, inputs, counted, record_graph(folded, inputs), dict(metadata or {}))
+    return PreparedModel(reference, folded, inputs, counted, record_graph(folded, inputs), dict(metadata or {}))
 
 
 def _inference_copy(graph_module: GraphModule, name: str) -> GraphModule:
@@ -116,11 +116,11 @@ def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> 
         node.meta.update(shape=tuple(x.shape), dtype=x.dtype)
 
 
-def make_int8(subject: Subject, calibration: Sequence[Tensor], convert: bool = True) -> Subject:
-    """The subject as an int8 network, its ranges measured on ``calibration``; its memory is counted in int8 too.
+def make_int8(prepared: PreparedModel, calibration: Sequence[Tensor], convert: bool = True) -> PreparedModel:
+    """The prepared model as an int8 network, its ranges measured on ``calibration``; its memory is counted in int8 too.
 
     Args:
-        subject: a float one.
+        prepared: a float one.
         calibration: batches shaped like its example.
         convert: quantise here; False leaves that to a format which does it by itself.
 
@@ -128,22 +128,22 @@ def make_int8(subject: Subject, calibration: Sequence[Tensor], convert: bool = T
         QuantizationError: calibration data of another shape, or a network that cannot be quantised.
     """
     return replace(
-        subject,
-        int8=_quantize(subject, calibration) if convert else None,
+        prepared,
+        int8=_quantize(prepared, calibration) if convert else None,
         calibration=tuple(calibration),
-        record=record_graph(subject.graph_module, subject.inputs, "int8"),
-        metadata={**subject.metadata, "quantization": "int8"},
+        record=record_graph(prepared.graph_module, prepared.inputs, "int8"),
+        metadata={**prepared.metadata, "quantization": "int8"},
     )
 
 
-def _quantize(subject: Subject, calibration: Sequence[Tensor]) -> GraphModule:
+def _quantize(prepared: PreparedModel, calibration: Sequence[Tensor]) -> GraphModule:
     from redistill.quantization import quantize
 
     with quietly():
-        return quantize(subject.graph_module, calibration, subject.inputs)
+        return quantize(prepared.graph_module, calibration, prepared.inputs)
 
 
-def trace_program(subject: Subject) -> ExportedProgram:
+def trace_program(prepared: PreparedModel) -> ExportedProgram:
     """The ``torch.export`` program of what goes into the file.
 
     Raises:
@@ -151,10 +151,10 @@ def trace_program(subject: Subject) -> ExportedProgram:
     """
     try:
         with quietly(), torch.no_grad():
-            return torch.export.export(subject.deployed, subject.inputs)
+            return torch.export.export(prepared.deployed, prepared.inputs)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{type(subject.graph_module).__name__} cannot be exported: {reason}") from error
+        raise ExportError(f"{type(prepared.graph_module).__name__} cannot be exported: {reason}") from error
 
 
 def trial_inputs(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

@@ -1,46 +1,15 @@
-"""How the reports say things: sizes, counts, places, conventions and verdicts, the same in text, plot and page."""
+"""How the reports say things: places, conventions and verdicts, the same in text, plot and page."""
 
 from __future__ import annotations
 
-from redistill.internal.text import format_bytes, format_shape
+from redistill.internal.text import format_bytes, format_shape, format_share
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
-
-LONGEST_NAME = 36
-
-
-def format_count(count: float) -> str:
-    """A count in G, M or K with three decimals; as it is below a thousand.
-
-    >>> format_count(1814073344), format_count(11689512), format_count(12)
-    ('1.814 G', '11.690 M', '12')
-    """
-    for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if abs(count) >= unit:
-            return f"{count / unit:.3f} {sign}"
-    return f"{count:.0f}"
-
-
-def format_share(part: float, whole: float) -> str:
-    """``part`` as a percentage of ``whole``."""
-    return f"{100 * part / whole:.1f} %" if whole else "0.0 %"
 
 
 def describe_convention(convention: Convention) -> str:
     """The convention by name and in words."""
     return f"{convention} convention: {convention.about}"
-
-
-def shorten(name: str, longest: int = LONGEST_NAME) -> str:
-    """``name`` with its middle left out where it is too long.
-
-    >>> shorten("features.denseblock1", 11)
-    'featu…lock1'
-    """
-    if len(name) <= longest:
-        return name
-    head = (longest - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
 
 
 def step_place(step: Step) -> str:
