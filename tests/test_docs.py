@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -39,8 +40,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     assert len(scope) > 1
 
 
-class ReadError(Exception):
-    """A command line was read by its parser, and nothing more is wanted."""
+class ReadError(BaseException):  # noqa: N818
+    """A command line was read by its parser, and nothing more is wanted; no boundary of errors catches it."""
 
 
 def command_lines(page):
@@ -89,3 +90,8 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists() or (ROOT / target).exists(), f"{ident(page)}: {target}"
+
+
+def test_generated_tables_are_up_to_date():
+    found = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "")
