@@ -40,7 +40,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     assert len(scope) > 1
 
 
-class ReadError(BaseException):  # noqa: N818
+class ReadError(BaseException):
     """A command line was read by its parser, and nothing more is wanted; no boundary of errors catches it."""
 
 
