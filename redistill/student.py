@@ -25,6 +25,7 @@ from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
 from redistill.tracing.call import Call, write_arguments
 from redistill.tracing.capture import capture
+from redistill.tracing.contexts import undisturbed
 from redistill.tracing.deployed import DEPLOYED, share_tensors
 from redistill.tracing.operators import IN_PLACE_FUNCTIONS, module_of
 
@@ -264,6 +265,7 @@ class Student(GraphModule):
         places = {n.meta["tap"]: n.name for n in self.graph.nodes if "tap" in n.meta} | dict(features or {})
         return with_outputs(self, places)
 
+    @undisturbed
     def teacher_tapped(
         self, teacher: nn.Module, features: Mapping[str, str] | None = None, output: bool = True
     ) -> GraphModule:

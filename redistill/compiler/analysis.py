@@ -19,6 +19,7 @@ from redistill.planning.crossings import Crossing, find_crossings
 from redistill.planning.stages import StageGraph, find_stages
 from redistill.tracing.call import Call
 from redistill.tracing.capture import capture
+from redistill.tracing.contexts import undisturbed
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Analysis:
         return type(self.graph_module).__name__
 
 
+@undisturbed
 def analyze(
     teacher: nn.Module,
     example_input: Any,

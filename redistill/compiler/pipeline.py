@@ -28,8 +28,10 @@ from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 from redistill.tracing.call import read_arguments
+from redistill.tracing.contexts import undisturbed
 
 
+@undisturbed
 def transform(
     teacher: nn.Module,
     example_inputs: Any,
@@ -185,6 +187,7 @@ def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:
     return after[0].out_node if after else None
 
 
+@undisturbed
 def load_student(
     directory: str | Path, teacher: nn.Module | None = None, trust: bool = False, *, passes: Iterable[Any] = ()
 ) -> Student:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,6 +21,7 @@ from redistill.passes.strip_guards import StripGuardsPass
 from redistill.passes.verify import VerifyPass
 from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
+from redistill.tracing.copying import clone
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap],
     smaller: dict[tuple[int, Grid], Grid] = {}
     targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
     while True:
-        student = copy.deepcopy(analysis.graph_module).eval()
+        student = clone(analysis.graph_module).eval()
         annotate(student, analysis, by_stage, taps, smaller)
         try:
             run_passes(student, [InsertPoolingPass(), AttachTapsPass(init)])

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,29 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+_QUIET: dict[str, tuple[int, int]] = {}  # by logger: how many want it quiet, and its level before
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def quiet_logger(name: str) -> Iterator[None]:
+    """No log lines of this logger; its level comes back when the last of all threads that want it quiet has left."""
+    logger = logging.getLogger(name)
+    with _LOCK:
+        count, level = _QUIET.get(name, (0, logger.level))
+        _QUIET[name] = (count + 1, level)
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            count, level = _QUIET.pop(name)
+            if count > 1:
+                _QUIET[name] = (count - 1, level)
+            else:
+                logger.setLevel(level)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from redistill.tracing.call import read_call
+from redistill.tracing.contexts import plain_context, preserved_generators
+from redistill.tracing.copying import working_copy
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -74,7 +76,8 @@ def measure(model: nn.Module, example_inputs: Any) -> int:
     """Peak bytes of activations while ``model`` runs as it is on ``example_inputs``, which count throughout.
 
     Args:
-        model: any module, eager or a ``GraphModule``; its train or eval mode is left as it is.
+        model: any module, eager or a ``GraphModule``; a copy of it is run, in the mode it is in, so that neither its
+            buffers nor its caches change.
         example_inputs: a tensor, a tuple of arguments or a mapping of them by keyword, on the model's device.
 
     Returns:
@@ -87,9 +90,30 @@ def measure(model: nn.Module, example_inputs: Any) -> int:
         19456
     """
     call, inputs = read_call(model, example_inputs)
-    meter = MemoryMeter(state_of(model))
-    for tensor in inputs:
-        meter.track(tensor)
-    with torch.no_grad(), meter:
-        call.run(model, inputs)
+    twin = working_copy(model)
+    with plain_context(inputs), preserved_generators(), torch.no_grad():
+        for _ in until_settled(twin):
+            meter = MemoryMeter(state_of(twin))
+            for tensor in inputs:
+                meter.track(tensor)
+            with meter:
+                call.run(twin, inputs)
     return meter.peak_bytes
+
+
+def until_settled(module: nn.Module) -> Iterator[None]:
+    """Once; and again if the first run has left something in ``module``, such as a cache that a second run reads."""
+    before = _attributes(module)
+    yield
+    if _attributes(module) != before:
+        yield
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What each part of ``module`` holds, by identity."""
+    held = {}
+    for path, part in module.named_modules():
+        for name, value in part.__dict__.items():
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+            held[f"{path}.{name}"] = (id(value), *map(id, inner))
+    return held

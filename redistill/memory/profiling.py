@@ -15,9 +15,11 @@ from redistill.memory.order import lower_bound
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.tracing.call import read_call
 from redistill.tracing.capture import capture
+from redistill.tracing.contexts import undisturbed
 from redistill.tracing.deployed import deployed_form
 
 
+@undisturbed
 def profile(
     model: nn.Module,
     example_inputs: Any,

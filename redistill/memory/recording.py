@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +13,11 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from redistill.internal.silence import quiet_logger
 from redistill.memory.meter import MemoryMeter, state_of
 from redistill.tracing import operators
-from redistill.tracing.copying import meta_copy
+from redistill.tracing.contexts import plain_context
+from redistill.tracing.copying import map_tensors
 from redistill.tracing.guards import is_guard_only
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -221,21 +221,10 @@ def probe_graph(
     def interpreter(modules: nn.Module, graph: Graph, recorder: Recorder) -> _ProbingInterpreter:
         return _ProbingInterpreter(modules, graph, recorder, known)
 
-    with _quiet("torch._subclasses.fake_tensor"):  # it logs the very failures looked for here
+    with quiet_logger("torch._subclasses.fake_tensor"):  # it logs the very failures looked for here
         record, run = _record(graph_module, inputs, dtype, interpreter)
     assert isinstance(run, _ProbingInterpreter)
     return record, run.blocked
-
-
-@contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _record(
@@ -245,25 +234,20 @@ def _record(
     make_interpreter: Callable[[nn.Module, Graph, Recorder], _RecordingInterpreter],
 ) -> tuple[GraphRecord, _RecordingInterpreter]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    modules = _fake_modules(graph_module, mode)
-    recorder = Recorder(state_of(modules), ITEM_SIZES[dtype] if dtype else None)
-    interpreter = make_interpreter(modules, graph_module.graph, recorder)
-    with torch.no_grad(), mode:
-        fakes = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
-        with recorder:
-            interpreter.run(*fakes)
+    with plain_context(inputs), torch.no_grad():
+        modules = _fake_modules(graph_module, mode)
+        recorder = Recorder(state_of(modules), ITEM_SIZES[dtype] if dtype else None)
+        interpreter = make_interpreter(modules, graph_module.graph, recorder)
+        with mode:
+            fakes = [torch.empty(x.shape, dtype=x.dtype) for x in inputs]
+            with recorder:
+                interpreter.run(*fakes)
     return GraphRecord(tuple(interpreter.operations), _storages(interpreter), interpreter.values), interpreter
 
 
 def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A deep copy of ``module`` whose tensors are fake and claim to be on the CPU."""
-    skeleton = meta_copy(module)
-    for part in skeleton.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = _as_fake(tensor, mode)  # type: ignore[assignment]
-    return skeleton
+    return map_tensors(module, lambda tensor: _as_fake(tensor, mode))
 
 
 def _fake_modules(graph_module: GraphModule, mode: FakeTensorMode) -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -23,7 +26,8 @@ class REDBlock(nn.Module):
     On a grid of ``dims`` axes, 1 to 3: (B, C, L), (B, C, H, W) or (B, C, D, H, W).
 
     ``init="gentle"`` opens the gate (sigmoid of 4) and quietens the residual, so that y is close to x and features
-    inherited from the teacher survive; ``init="default"`` is the paper's, PyTorch's own initialisation.
+    inherited from the teacher survive; ``init="default"`` is the paper's, PyTorch's own initialisation. With a
+    ``generator`` torch's own is not drawn from.
     """
 
     def __init__(
@@ -34,17 +38,33 @@ class REDBlock(nn.Module):
         init: str = "gentle",
         device: torch.device | None = None,
         dims: int = 2,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         conv, norm = _LAYERS[dims]
+        kind: dict[str, Any] = {"device": "meta" if generator else device, "dtype": dtype}
         self.channels, self.dims = channels, dims
-        self.gate_conv = conv(channels, channels, gate_kernel, padding=gate_kernel // 2, device=device)
-        self.gate_norm = norm(channels, device=device)
-        self.residual_conv = conv(channels, channels, residual_kernel, padding=residual_kernel // 2, device=device)
-        self.residual_norm = norm(channels, device=device)
+        self.gate_conv = conv(channels, channels, gate_kernel, padding=gate_kernel // 2, **kind)
+        self.gate_norm = norm(channels, **kind)
+        self.residual_conv = conv(channels, channels, residual_kernel, padding=residual_kernel // 2, **kind)
+        self.residual_norm = norm(channels, **kind)
         self.activation = nn.ReLU6(inplace=True)
+        if generator is not None:
+            self.to_empty(device=device or torch.device("cpu"))
+            self._draw(generator)
         if init == "gentle":
             self._start_near_identity()
+
+    def _draw(self, generator: torch.Generator) -> None:
+        """PyTorch's own initialisation, from a generator of one's own."""
+        for norm in (self.gate_norm, self.residual_norm):
+            norm.reset_parameters()
+        for conv in (self.gate_conv, self.residual_conv):
+            nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(conv.weight[0].numel())
+            assert conv.bias is not None
+            nn.init.uniform_(conv.bias, -bound, bound, generator=generator)
 
     def _start_near_identity(self) -> None:
         nn.init.constant_(self.gate_norm.weight, 0.1)
@@ -60,6 +80,6 @@ class REDBlock(nn.Module):
 
 def trace_block(block: REDBlock) -> GraphModule:
     """The block as a graph, to be laid into a student's graph."""
-    inputs = (torch.empty(1, block.channels, *[8] * block.dims),)
+    inputs = (torch.empty(1, block.channels, *[8] * block.dims, dtype=block.gate_conv.weight.dtype),)
     graph, _, skeleton = trace_graph(block, inputs)
     return build_graph_module(block, graph, skeleton)

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PassError
+from redistill.internal.seeding import generator
 from redistill.models.red_block import REDBlock, trace_block
 from redistill.tracing.operators import module_path
 
@@ -60,8 +61,10 @@ class AttachTapsPass(PassBase):
 
 
 def _lay(graph_module: GraphModule, node: Node, order: TapOrder, init: str) -> None:
-    device = next((p.device for p in graph_module.parameters()), torch.device("cpu"))
-    block = REDBlock(order.channels, init=init, device=device, dims=order.dims)
+    weight = next((p for p in graph_module.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
+    dtype = node.meta.get("dtype", weight.dtype)
+    own = generator(torch.initial_seed(), RED, order.name)  # torch's own is left where it is
+    block = REDBlock(order.channels, init=init, dims=order.dims, dtype=dtype, generator=own).to(weight.device)
     block.train(graph_module.training)
     path = f"{RED}.{order.name}"
     readers = [user for user in node.users if order.side == "out" or _is_inside(user, order.module)]

@@ -17,6 +17,7 @@ from torch import nn
 
 from redistill.errors import PlanError
 from redistill.internal.text import format_shape
+from redistill.tracing.copying import without_parametrizations
 from redistill.tracing.windows import Sides, Window
 
 
@@ -117,6 +118,7 @@ def _assemble(window: Window, axes: Sequence[_Axis]) -> Window:
 
 def widen(module: nn.Module, times: int, output_axis: int = 0) -> nn.Module:
     """A copy with ``times`` copies of each output channel side by side: shuffled into space they enlarge its output."""
+    module = without_parametrizations(module)
     widened: Any = copy.copy(module)
     widened._parameters = dict(widened._parameters)
     widened.out_channels *= times

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from operator import getitem
@@ -20,11 +17,13 @@ from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PlanError
+from redistill.internal.silence import quiet_logger
 from redistill.internal.text import format_shape
 from redistill.memory.recording import ShapeInterpreter
 from redistill.passes.checks import require_shapes
 from redistill.passes.enlarging import scale_size, shuffle
 from redistill.passes.geometry import Fit, UnreachableGridError, refit, widen
+from redistill.tracing.copying import shallow_copy
 from redistill.tracing.operators import name_of, slices_of
 from redistill.tracing.windows import Sides, Window, read_window, sliding_kind, with_own_padding, write_window
 
@@ -87,7 +86,7 @@ class InsertPoolingPass(PassBase):
         if not any(RESTRIDE in node.meta for node in graph_module.graph.nodes):
             return PassResult(graph_module, False)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.no_grad(), _quiet(), mode:
+        with torch.no_grad(), quiet_logger("torch._subclasses.fake_tensor"), mode:
             inputs = [
                 torch.empty(n.meta["shape"], dtype=n.meta.get("dtype"))
                 for n in graph_module.graph.find_nodes(op="placeholder")
@@ -96,18 +95,6 @@ class InsertPoolingPass(PassBase):
         graph_module.delete_all_unused_submodules()
         graph_module.recompile()
         return PassResult(graph_module, True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Fake tensors log what fails, which our own errors say in one line."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Rewriter(ShapeInterpreter):
@@ -265,7 +252,7 @@ class _Rewriter(ShapeInterpreter):
             node.kwargs = {**node.kwargs, "scale_factor": scale}
             node.args = node.args[:2] if len(node.args) < 3 else (*node.args[:2], scale, *node.args[3:])
         else:
-            enlarging = copy.copy(module)
+            enlarging: Any = shallow_copy(module)
             enlarging.scale_factor = scale
             self._set_module(node, enlarging)
         self._crop_rounding(node, order, dims, scales)

@@ -37,8 +37,8 @@ def plain_context(inputs: Iterable[Any] = ()) -> Iterator[None]:
         yield
 
 
-def in_plain_context(function: Callable[P, T]) -> Callable[P, T]:
-    """Run ``function`` in a plain context: it yields the same whatever the caller has switched on."""
+def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
+    """Run ``function`` in a plain context: it yields the same whatever modes the caller has switched on."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from redistill.errors import ModelError
 
@@ -26,6 +27,11 @@ def working_copy(module: M) -> M:
 def meta_copy(module: M) -> M:
     """Copy ``module`` with every tensor on ``meta``: no weight is copied."""
     return _Copier(_on_meta).module(module)
+
+
+def map_tensors(module: M, function: Callable[[Tensor], Tensor]) -> M:
+    """Copy ``module`` with ``function`` of every tensor in it."""
+    return _Copier(function).module(module)
 
 
 def clone(module: M) -> M:
@@ -48,11 +54,25 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 
 def shallow_copy(module: M) -> M:
-    """Copy one module: its tensors and children are shared, its settings its own."""
+    """Copy one module: its settings are its own, its tables of tensors and children the very same.
+
+    ``copy.copy`` does so too, but for modules with parametrizations, which refuse it.
+    """
     twin: M = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
-    for name in ("_parameters", "_buffers", "_modules"):
-        twin.__dict__[name] = dict(module.__dict__[name])
+    return twin
+
+
+def without_parametrizations(module: M) -> M:
+    """Copy one module with what its parametrizations yield now as plain parameters; as it is if it has none."""
+    if not is_parametrized(module):
+        return module
+    twin: M = object.__new__(type_before_parametrizations(module))
+    twin.__dict__.update(module.__dict__)
+    modules, parameters = dict(module._modules), dict(module._parameters)
+    for name in modules.pop("parametrizations"):  # type: ignore[union-attr]
+        parameters[name] = nn.Parameter(getattr(module, name).detach().clone())
+    twin.__dict__.update(_modules=modules, _parameters=parameters)
     return twin
 
 

@@ -18,6 +18,8 @@ from redistill.compiler.fitting.regression import Moments
 from redistill.compiler.fitting.stream import Stream
 from redistill.errors import FitError, ModelError
 from redistill.tracing.capture import capture
+from redistill.tracing.contexts import undisturbed
+from redistill.tracing.copying import set_mode, working_copy
 from redistill.tracing.operators import is_plain_batch_norm, module_of, modules_of
 from redistill.tracing.skeleton import mode_of
 
@@ -75,6 +77,7 @@ class FitReport:
         return "; ".join(parts)
 
 
+@undisturbed
 @torch.no_grad()
 def fit(
     student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float = RIDGE, memory: int = MEMORY
@@ -113,9 +116,8 @@ def fit(
     images = len(inputs[0]) if inputs else 0
     if images < 2:
         raise ModelError(f"fitting needs two images or more, not {images}; some hundreds are better")
-    with mode_of(teacher, training=False):
-        graph_module = capture(teacher, [value[:2] for value in inputs], check=False).graph_module
-        return fit_graphs(student, graph_module, inputs, ridge, memory)
+    graph_module = capture(teacher, [value[:2] for value in inputs], check=False).graph_module
+    return fit_graphs(student, graph_module, inputs, ridge, memory)
 
 
 @torch.no_grad()
@@ -127,7 +129,9 @@ def fit_graphs(
     memory: int = MEMORY,
 ) -> FitReport:
     """Fit a student to a teacher that is a graph already; see :func:`fit`."""
-    with mode_of(teacher, training=False), mode_of(student, training=False):
+    teacher = working_copy(teacher)
+    set_mode(teacher, training=False)
+    with mode_of(student, training=False):
         layers = find_layers(student, teacher, tuple(value[:2] for value in inputs))
         if not layers.sites and layers.left:
             raise FitError(f"none of the {len(layers.left)} layers can be fitted: {_first_reasons(layers.left)}")
