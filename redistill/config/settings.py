@@ -241,8 +241,9 @@ class StudentConfig(Section):
     Attributes:
         budget: peak activation memory, such as "4x" or "512KiB"; none for the architecture as it is.
         factors: explicit pooling factors, one a stage, instead of a budget.
-        lever: how the budget is met: by pooling as planned, or, to compare with, by a smaller image (`resize`) or a
-            narrower network (`prune`, needs Torch-Pruning); these two learn by methods that need no taps.
+        lever: how the budget is met: by pooling, by patches (the same outputs, piece by piece), by both; or, to
+            compare with, by a smaller image (`resize`) or a narrower network (`prune`, needs Torch-Pruning). These two
+            learn by methods that need no taps.
         folder: a saved student instead of either.
         model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
         weights: a state dict of that architecture.
@@ -260,7 +261,7 @@ class StudentConfig(Section):
 
     budget: str | None = "4x"
     factors: tuple[Factor, ...] | None = None
-    lever: Literal["pool", "resize", "prune"] = "pool"
+    lever: Literal["pool", "patches", "patches,pool", "resize", "prune"] = "pool"
     folder: str | None = None
     model: str | None = None
     weights: str | None = None

@@ -18,6 +18,7 @@ from redistill.config.settings import DistillationConfig, StudentConfig
 from redistill.distillation import Distillation, Need
 from redistill.errors import ConfigError
 from redistill.internal import seeding
+from redistill.planning.search import FIDELITY
 from redistill.trainers.acceleration import processes
 from redistill.trainers.baselines import LEVERS
 from redistill.trainers.checkpoint import save_weights
@@ -38,13 +39,20 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
         origin = teacher if inherits else experiment.load_model(spec, student.weights or "random")
         taps = student.taps or ("auto" if listens_to_taps(config.distillation) else "none")
         made = _make(experiment, replace(student, taps=taps), spec, origin, example)
-    if student.folder is not None or (student.budget is None and student.factors is None):
+    if student.folder is not None or student.objective == FIDELITY or keeps_grids(made, student):
         return made
     if student.start == "fitted" and isinstance(made, redistill.Student):
         fit_to_teacher(made, teacher, experiment, student.fit)
     elif student.recalibrate and (inherits or student.weights is not None):
         recalibrate(made, experiment, student.recalibrate, config.recipe.batch_size)
     return made
+
+
+def keeps_grids(made: nn.Module, config: StudentConfig) -> bool:
+    """Whether the student sees what its teacher sees, so that its statistics hold and there is nothing to fit."""
+    if isinstance(made, redistill.Student):
+        return set(made.record.plan.factors) == {1} and not made.record.taps
+    return config.budget is None and config.factors is None
 
 
 def listens_to_taps(config: DistillationConfig) -> bool:
@@ -63,7 +71,7 @@ def _make(
         plain = experiment.load_model(spec, "random")
         plain.load_state_dict(origin.state_dict())
         return plain
-    if config.lever != "pool":
+    if config.lever in LEVERS:
         return LEVERS[config.lever](origin, example, config.budget or "4x", config.convention)
     return redistill.transform(
         origin,
@@ -75,7 +83,14 @@ def _make(
         taps=_tap_file(config.taps or "auto"),
         init=config.red_init,
         model=spec,
+        levers=config.lever,
+        calibration=_calibration(experiment, config),
     )
+
+
+def _calibration(experiment: Experiment[Any], config: StudentConfig) -> tuple[Tensor, ...] | None:
+    """Training images by which plans are compared, where the objective asks for some."""
+    return experiment.inputs(_draw(experiment, "fit", config.fit).tolist()) if config.objective == FIDELITY else None
 
 
 def _tap_file(taps: str) -> str:

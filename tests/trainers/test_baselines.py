@@ -5,10 +5,13 @@ import torch
 from torch import nn
 
 import redistill
+from redistill.config.files import load
+from redistill.config.settings import ClassifierConfig
 from redistill.errors import InfeasibleBudgetError
 from redistill.models import load_model
 from redistill.models.cifar_resnet import ZeroPaddedShortcut
 from redistill.trainers.baselines import SmallerInput, prune, resize
+from redistill.trainers.classifier import train
 from redistill.trainers.costs import measure_costs
 
 EXAMPLE = (torch.zeros(1, 3, 32, 32),)
@@ -66,3 +69,39 @@ def test_costs(network):
             return x * float(x.sum() > 0)
 
     assert measure_costs(Opaque(), EXAMPLE, "deploy").keys() >= {"metered_bytes", "latency_ms"}
+
+
+SHORT = [
+    "data.train_limit=64", "data.test_limit=40", "recipe.epochs=0", "recipe.batch_size=16", "run.brief=true",
+    "student.fit=32",
+    "teacher.recipe=null", "teacher.weights=random", "distillation.methods=none",
+    "teacher.model=redistill:cifar_resnet?depth=8&width_mult=0.5",
+]  # fmt: skip
+
+
+def run(tmp_path, *settings):
+    config = load(ClassifierConfig, "digits/smoke.yaml", [*SHORT, *settings])
+    return train(config, tmp_path / "-".join(settings).replace("/", "_"))
+
+
+def test_patches_change_nothing_and_need_less(tmp_path):
+    whole = run(tmp_path, "student.budget=null")
+    patched = run(tmp_path, "student.budget=1.2x", "student.lever=patches", "student.start=teacher")
+    assert patched["last"]["test"]["loss"] == pytest.approx(whole["last"]["test"]["loss"], rel=1e-5)
+    assert patched["costs"]["peak_bytes"] * 1.2 <= whole["costs"]["peak_bytes"]
+
+
+def test_fidelity_chooses_on_training_images(tmp_path):
+    summary = run(tmp_path, "student.budget=3x", "student.objective=fidelity")
+    assert summary["costs"]["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize("lever", ["resize", "prune"])
+def test_baselines_are_trained_like_any_student(tmp_path, lever):
+    if lever == "prune":
+        pytest.importorskip("torch_pruning")
+    summary = run(tmp_path, "student.budget=2x", f"student.lever={lever}", "distillation.methods=kd", "recipe.epochs=1")
+    assert summary["steps"] == 4
+    assert (
+        tmp_path / f"student.budget=2x-student.lever={lever}-distillation.methods=kd-recipe.epochs=1" / "student"
+    ).is_dir()
