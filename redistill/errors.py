@@ -35,7 +35,9 @@ class TraceError(RedistillError):
 
 
 class PlanError(RedistillError):
-    """A pooling plan that is not legal for the network."""
+    """A pooling plan that is not legal for the network; ``node`` is where in its graph that showed, if anywhere."""
+
+    node = ""
 
 
 class PassError(RedistillError):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from redistill.compiler.analysis import Analysis
+from redistill.compiler.failures import Failures
 from redistill.compiler.request import Request
-from redistill.compiler.rewriting import Rewritten, rewrite
+from redistill.compiler.rewriting import Rewritten, attach, pool, real_grids, rewrite
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
 from redistill.internal.plugins import find
 from redistill.internal.text import format_bytes, format_shape
@@ -27,10 +28,13 @@ from redistill.planning.search import (
     pool_earliest,
     solve,
 )
-from redistill.planning.taps import Tap, choose_taps, resolve_taps
+from redistill.planning.taps import Grids, Tap, choose_taps, resolve_taps
+from redistill.tracing.copying import clone
 
 MAX_ATTEMPTS = 64
 POOLED_DEEPEST = "no plan fits that keeps the deepest stage's grid; it is pooled as well"
+COARSE = 1.5  # a student so many times smaller than was asked for is worth a note
+LISTED = 4  # stages that a refusal lists
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,28 @@ def choose(analysis: Analysis, request: Request) -> Choice:
     assert limit is not None, "a request has factors or a budget"
     goal = find_objective(request.objective, analysis)
     attempts = [(True, True), (False, True), (True, False), (False, False)]
-    for with_taps, restore in attempts if request.taps == "auto" else [(False, True), (False, False)]:
-        problem = planning_problem(analysis, with_taps, restore)
-        found = _first_that_holds(analysis, problem, limit, goal, request, drop_taps=not with_taps)
-        if found is not None:
-            notes = found.notes
-            if not restore:
-                notes += (POOLED_DEEPEST,)
-            return replace(found, notes=notes)
-    raise InfeasibleBudgetError(explain(analysis, limit))
+    with Failures(analysis) as failures:
+        for with_taps, restore in attempts if request.taps == "auto" else [(False, True), (False, False)]:
+            problem = planning_problem(analysis, with_taps, restore)
+            found = _first_that_holds(analysis, problem, limit, goal, request, not with_taps, failures)
+            if found is not None:
+                notes = (*found.notes, *_coarseness(analysis, found, limit))
+                if not restore:
+                    notes += (POOLED_DEEPEST,)
+                return replace(found, notes=notes)
+        raise InfeasibleBudgetError(explain(analysis, limit, failures))
+
+
+def _coarseness(analysis: Analysis, found: Choice, limit: int) -> tuple[str, ...]:
+    """A word on a student far smaller than was asked for."""
+    teacher = analysis.profile.peak_bytes
+    asked, reached = teacher / limit, teacher / found.rewritten.profile.peak_bytes
+    poolable = [s for s in analysis.stages.free if s.fixed is None]
+    if reached < COARSE * asked or asked < 1:
+        return ()
+    if len(poolable) == 1:
+        return (f"{asked:.2f}x asked, {reached:.2f}x is the mildest that fits: all that can be pooled is one stage",)
+    return (f"{asked:.2f}x asked, {reached:.2f}x reached: no plan between them computes as much",)
 
 
 def carry_out(analysis: Analysis, factors: Sequence[int], request: Request) -> Choice:
@@ -78,8 +95,9 @@ def carry_out(analysis: Analysis, factors: Sequence[int], request: Request) -> C
         PlanError: a wrong number of factors, or factors that no strides can make.
     """
     by_stage = expand(analysis, factors)
-    taps = find_taps(analysis, by_stage, request)
-    return Choice(by_stage, taps, rewrite(analysis, by_stage, taps, request.init, request.passes), None)
+    pooled = pool(analysis, by_stage)
+    taps = find_taps(analysis, by_stage, request, real_grids(analysis, pooled))
+    return Choice(by_stage, taps, attach(analysis, pooled, taps, request.init, request.passes), None)
 
 
 def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
@@ -117,15 +135,24 @@ def planning_problem(analysis: Analysis, with_taps: bool = False, restore_deepes
 
 
 def _first_that_holds(
-    analysis: Analysis, problem: PlanningProblem, limit: int, goal: Objective, request: Request, drop_taps: bool
+    analysis: Analysis,
+    problem: PlanningProblem,
+    limit: int,
+    goal: Objective,
+    request: Request,
+    drop_taps: bool,
+    failures: Failures,
 ) -> Choice | None:
     """Go down the plans from the best until one, carried out, stays within the limit."""
     for _ in range(MAX_ATTEMPTS):
+        problem = replace(problem, forbidden=failures.forbidden(problem))
+        if failures.out_of_time:
+            return None
         solution = solve(problem, limit, goal)
         if solution is None:
             return None
         by_stage = problem.factors(solution.plan)
-        found = carry_out_within(analysis, by_stage, limit, request, drop_taps)
+        found = carry_out_within(analysis, by_stage, limit, request, drop_taps, failures)
         if found is not None:
             return replace(found, certificate=replace(solution.certificate, excluded=len(problem.excluded)))
         problem = replace(problem, excluded=problem.excluded | {solution.plan})
@@ -133,63 +160,86 @@ def _first_that_holds(
 
 
 def carry_out_within(
-    analysis: Analysis, by_stage: tuple[int, ...], limit: int, request: Request, drop_taps: bool = True
+    analysis: Analysis,
+    by_stage: tuple[int, ...],
+    limit: int,
+    request: Request,
+    drop_taps: bool = True,
+    failures: Failures | None = None,
 ) -> Choice | None:
     """The student with these factors, one for each stage; None if no student with them stays within ``limit`` bytes.
 
     With ``drop_taps``, automatic taps that do not fit are left out, the costliest first.
     """
+    failures = failures or Failures(analysis)
     try:
-        taps = list(find_taps(analysis, by_stage, request))
+        pooled = pool(analysis, by_stage)
+        taps = list(find_taps(analysis, by_stage, request, real_grids(analysis, pooled)))
         dropped: list[str] = []
         while True:
-            rewritten = rewrite(analysis, by_stage, taps, request.init, request.passes)
+            may_drop = drop_taps and taps and request.taps == "auto"
+            student = clone(pooled) if may_drop else pooled
+            rewritten = attach(analysis, student, taps, request.init, request.passes)
             if rewritten.profile.peak_bytes <= limit:
                 notes = (f"taps left out, their RED blocks do not fit: {', '.join(dropped)}",) if dropped else ()
                 return Choice(by_stage, tuple(taps), rewritten, None, notes)
-            if not (drop_taps and taps and request.taps == "auto"):
+            if not may_drop:
+                failures.note(None, by_stage)
                 return None
             costliest = max(taps, key=lambda t: t.channels * math.prod(t.grid))
             taps.remove(costliest)
             dropped.append(costliest.student)
-    except PlanError:
+    except PlanError as error:
+        failures.note(error, by_stage)
         return None
 
 
-def find_taps(analysis: Analysis, by_stage: Sequence[int], request: Request) -> tuple[Tap, ...]:
-    """The taps that a request asks for, given the pooling factors."""
+def find_taps(analysis: Analysis, by_stage: Sequence[int], request: Request, grids: Grids) -> tuple[Tap, ...]:
+    """The taps that a request asks for, given the pooling factors and the grids that they made."""
     if request.taps == "none":
         return ()
     if request.taps == "auto":
-        return choose_taps(analysis.crossings, by_stage, analysis.stages)
+        return choose_taps(analysis.crossings, by_stage, analysis.stages, grids)
     assert not isinstance(request.taps, str), "files are read when a request is made"
-    return resolve_taps(request.taps, analysis.graph_module, by_stage, analysis.stages)
+    return resolve_taps(request.taps, analysis.graph_module, by_stage, analysis.stages, grids)
 
 
-def explain(analysis: Analysis, limit: int) -> str:
-    """Why no plan fits: the best that can be had, what is alive at its peak, and the stages that may not shrink."""
-    by_stage, best = smallest(analysis)
+def explain(analysis: Analysis, limit: int, failures: Failures | None = None) -> str:
+    """Why no plan fits: the best that can be had, what is alive at its peak, what may not shrink, and what failed."""
+    failures = failures or Failures(analysis)
+    by_stage, best = smallest(analysis, failures)
     alive = ", ".join(f"{b.module or b.node} {format_shape(b.shape)} {format_bytes(b.bytes)}" for b in best.live[:4])
-    fixed = "; ".join(f"{s.name} cannot be pooled, for {s.fixed}" for s in analysis.stages.stages if s.fixed)
     factors = ",".join(str(by_stage[s.index]) for s in analysis.stages.free)
     where = f"at factors {factors}" if any(f > 1 for f in by_stage) else "at the teacher's own grids"
     return (
         f"no student of {analysis.name} fits {format_bytes(limit)} ({analysis.convention}); the best that can be had "
         f"is {format_bytes(best.peak_bytes)}, {analysis.profile.peak_bytes / best.peak_bytes:.2f}x, {where}: "
-        f"at {best.peak_node} are alive {alive}; {fixed}"
+        f"at {best.peak_node} are alive {alive}; {_what_is_fixed(analysis)}{failures.summary()}"
     )
 
 
-def smallest(analysis: Analysis) -> tuple[tuple[int, ...], MemoryProfile]:
+def _what_is_fixed(analysis: Analysis) -> str:
+    """The stages that no plan may pool, and why."""
+    fixed = [f"{s.name} cannot be pooled, for {s.fixed}" for s in analysis.stages.stages if s.fixed]
+    if not analysis.stages.stages:
+        return "no side of an input is one that a convolution or pool slides over"
+    more = f"; and {len(fixed) - LISTED} more" if len(fixed) > LISTED else ""
+    return "; ".join(fixed[:LISTED]) + more
+
+
+def smallest(analysis: Analysis, failures: Failures | None = None) -> tuple[tuple[int, ...], MemoryProfile]:
     """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do."""
+    failures = failures or Failures(analysis)
     problem = planning_problem(analysis, with_taps=False, restore_deepest=False)
     for _ in range(MAX_ATTEMPTS):
-        solution = least_peak(problem)
+        problem = replace(problem, forbidden=failures.forbidden(problem))
+        solution = None if failures.out_of_time else least_peak(problem)
         if solution is None:
             break
         by_stage = problem.factors(solution.plan)
         try:
             return by_stage, rewrite(analysis, by_stage, ()).profile
-        except PlanError:
+        except PlanError as error:
+            failures.note(error, by_stage)
             problem = replace(problem, excluded=problem.excluded | {solution.plan})
     return tuple(1 for _ in analysis.stages.stages), analysis.profile

@@ -8,7 +8,7 @@ from redistill.compiler.analysis import Analysis
 from redistill.compiler.choosing import POOLED_DEEPEST, Choice, choose, explain, find_objective, find_taps
 from redistill.compiler.patching import best_patches, patch
 from redistill.compiler.request import Request
-from redistill.compiler.rewriting import Rewritten, rewrite
+from redistill.compiler.rewriting import Rewritten, attach, pool, real_grids, rewrite
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
 from redistill.internal.text import format_bytes
 from redistill.passes.patch import join_of
@@ -98,10 +98,10 @@ def _best_that_fits(
 def _try(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, ...], with_taps: bool) -> Choice | None:
     """A plan with its taps, if patches bring it under the limit."""
     try:
-        taps = find_taps(analysis, by_stage, request) if with_taps else ()
-        found = patch(
-            analysis, rewrite(analysis, by_stage, taps, request.init, request.passes), limit, request.max_extra_macs
-        )
+        pooled = pool(analysis, by_stage)
+        taps = find_taps(analysis, by_stage, request, real_grids(analysis, pooled)) if with_taps else ()
+        rewritten = attach(analysis, pooled, taps, request.init, request.passes)
+        found = patch(analysis, rewritten, limit, request.max_extra_macs)
     except PlanError:
         return None
     return Choice(by_stage, taps, found.rewritten, None, (), found.plan) if found else None

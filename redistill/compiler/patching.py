@@ -11,6 +11,7 @@ from redistill.errors import PlanError
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import record_graph
 from redistill.passes.patch import join_of, lay_patches, mark_patches
+from redistill.passes.verify import output_shapes
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.patches.segmenting import Segmentation, Segmenter
@@ -66,8 +67,9 @@ def carry_out_patches(analysis: Analysis, rewritten: Rewritten, plan: PatchPlan)
     convention = analysis.convention.of_graph
     form = lay_patches(rewritten.graph_module, join_of(convention))
     record = record_graph(form, analysis.inputs, analysis.dtype)
-    if record.values["output"] != rewritten.record.values["output"]:
-        raise PlanError(f"run in parts, the output would be {record.values['output']}")
+    found = output_shapes(form, record)
+    if found != output_shapes(rewritten.graph_module, rewritten.record):
+        raise PlanError(f"run in parts, the output would be {found}")
     known = rewritten.profile
     profile = replace(profile_record(record, convention), parameters=known.parameters, dtype=known.dtype)
     plan = replace(plan, extra_macs=record.macs - rewritten.record.macs)

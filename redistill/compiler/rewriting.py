@@ -18,7 +18,7 @@ from redistill.passes.geometry import UnreachableGridError
 from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Resize, Restride
 from redistill.passes.running import Pass, pass_name, run_passes
 from redistill.passes.strip_guards import StripGuardsPass
-from redistill.passes.verify import VerifyPass
+from redistill.passes.verify import VerifyPass, output_shapes
 from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
 from redistill.tracing.copying import clone
@@ -36,7 +36,7 @@ class Rewritten:
 def rewrite(
     analysis: Analysis,
     by_stage: Sequence[int],
-    taps: Sequence[Tap],
+    taps: Sequence[Tap] = (),
     init: str = "gentle",
     passes: Sequence[Pass] = (),
 ) -> Rewritten:
@@ -48,9 +48,29 @@ def rewrite(
         PlanError: an operation cannot take its stride, a guard no longer holds, or an output changes its shape.
         PassError: one of ``passes`` fails, or leaves a graph that does not hold.
     """
-    student = _carry_out(analysis, by_stage, taps, init)
-    verify = VerifyPass(analysis.inputs, analysis.stages.record.values["output"], analysis.dtype)
-    run_passes(student, [verify])
+    return attach(analysis, pool(analysis, by_stage), taps, init, passes)
+
+
+def attach(
+    analysis: Analysis,
+    student: GraphModule,
+    taps: Sequence[Tap],
+    init: str = "gentle",
+    passes: Sequence[Pass] = (),
+) -> Rewritten:
+    """Lay the taps into a student that is pooled already, in place, run the user's ``passes`` and verify it.
+
+    Raises:
+        PlanError: a guard no longer holds, or an output changes its shape.
+        PassError: one of ``passes`` fails, or leaves a graph that does not hold.
+    """
+    for node in student.graph.nodes:
+        node.meta[TAPS] = tuple(
+            TapOrder(t.name, t.channels, t.module, t.side, len(t.grid)) for t in taps if t.student_node == node.name
+        )
+    expected = output_shapes(analysis.graph_module, analysis.stages.record)
+    verify = VerifyPass(analysis.inputs, expected, analysis.dtype)
+    run_passes(student, [AttachTapsPass(init), verify])
     if passes:
         student = _run_own(student, passes, verify)
     run_passes(student, [StripGuardsPass()])
@@ -71,15 +91,19 @@ def _run_own(student: GraphModule, passes: Sequence[Pass], verify: VerifyPass) -
     return changed
 
 
-def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap], init: str) -> GraphModule:
-    """Annotate a copy and run the passes; where a grid is out of reach, its whole stage makes do with a smaller one."""
+def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
+    """Pool a copy of the teacher by the plan; where a grid is out of reach, its whole stage takes a smaller one.
+
+    Raises:
+        PlanError: an operation cannot take its stride, or the graph no longer fits together.
+    """
     smaller: dict[tuple[int, Grid], Grid] = {}
     targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
     while True:
         student = clone(analysis.graph_module).eval()
-        annotate(student, analysis, by_stage, taps, smaller)
+        annotate(student, analysis, by_stage, smaller)
         try:
-            run_passes(student, [InsertPoolingPass(), AttachTapsPass(init)])
+            run_passes(student, [InsertPoolingPass()])
             return student
         except UnreachableGridError as error:
             entrance = targets[error.node]
@@ -91,6 +115,12 @@ def _carry_out(analysis: Analysis, by_stage: Sequence[int], taps: Sequence[Tap],
             smaller[entrance] = tuple(grid)
 
 
+def real_grids(analysis: Analysis, student: GraphModule) -> dict[str, Grid]:
+    """The grids that really arise in a pooled student, for each node that lies on one."""
+    axes = {n.name: analysis.stages.growth.axes(n.name) for n in student.graph.nodes if "shape" in n.meta}
+    return {n.name: tuple(n.meta["shape"][a] for a in axes[n.name]) for n in student.graph.nodes if axes.get(n.name)}
+
+
 def _entrance(transition: Transition, analysis: Analysis) -> tuple[int, Grid]:
     """The stage that a transition enters, and the teacher's grid there: all that enters so must agree."""
     return transition.target, analysis.stages.growth.sides(transition.node)
@@ -100,7 +130,6 @@ def annotate(
     graph_module: GraphModule,
     analysis: Analysis,
     by_stage: Sequence[int],
-    taps: Sequence[Tap],
     smaller: dict[tuple[int, Grid], Grid],
 ) -> None:
     """Write into ``node.meta`` what each node must become; nothing is changed yet."""
@@ -109,12 +138,6 @@ def annotate(
         order = restride(transition, analysis, by_stage, smaller)
         if order is not None:
             nodes[transition.node].meta[RESTRIDE] = order
-    for tap in taps:
-        order_at = nodes[tap.student_node].meta
-        order_at[TAPS] = (
-            *order_at.get(TAPS, ()),
-            TapOrder(tap.name, tap.channels, tap.module, tap.side, len(tap.grid)),
-        )
 
 
 def restride(

@@ -28,7 +28,6 @@ class UnreachableGridError(PlanError):
         super().__init__(f"no padding lets {name} make a map of side {wanted}; the largest side is {largest}")
         self.axis, self.dims = axis, dims
         self.largest = largest
-        self.node = ""
 
 
 @dataclass(frozen=True)

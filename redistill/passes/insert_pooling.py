@@ -10,7 +10,7 @@ from operator import getitem
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
@@ -112,9 +112,12 @@ class _Rewriter(ShapeInterpreter):
         if order is not None:
             self._rewrite(n, order)
         try:
-            return super().run_node(n)
+            value = super().run_node(n)
         except Exception as error:
             raise MisfitError(n, str(error).partition("\n")[0]) from error
+        if isinstance(value, Tensor):
+            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+        return value
 
     def _rewrite(self, node: Node, order: Restride | Resize) -> None:
         if isinstance(order, Resize):

@@ -14,12 +14,17 @@ from redistill.memory.recording import GraphRecord, record_graph
 from redistill.tracing.guards import guards_hold
 
 
+def output_shapes(graph_module: GraphModule, record: GraphRecord) -> Any:
+    """The shapes of what a graph returned: its last node's, whatever its name beside the network's own."""
+    return record.values[next(reversed(graph_module.graph.nodes)).name]
+
+
 class VerifyPass(PassBase):
     """Runs the graph on shapes alone and changes nothing.
 
     Args:
         inputs: example inputs; only their shapes and types matter.
-        output: the shapes that the output must have, as a record's ``values["output"]``.
+        output: the shapes that the output must have, as :func:`output_shapes` gives them.
         dtype: the type that activations are counted in.
 
     Attributes:
@@ -46,6 +51,6 @@ class VerifyPass(PassBase):
         broken = guards_hold(graph_module, self.record.values)
         if broken is not None:
             raise PlanError(f"control flow at {broken} would take another branch on the student's grids")
-        found = self.record.values["output"]
+        found = output_shapes(graph_module, self.record)
         if found != self.output:
             raise PlanError(f"the output would change from {self.output} to {found}")

@@ -137,4 +137,4 @@ def _module_paths(node: Node) -> set[str]:
 
 def grid_of(crossing: Crossing, side: str, stages: StageGraph) -> Grid:
     """The teacher's grid on that side."""
-    return stages.stages[crossing.stage(side)].grid
+    return stages.growth.sides(crossing.node(side))

@@ -22,6 +22,7 @@ from redistill.internal.text import MIB
 
 FACTORS = (1, 2, 4, 8, 16)
 Matrix = np.ndarray  # choices x steps
+Forbidden = frozenset[tuple[tuple[int, int], ...]]  # choices (stage, index) that do not go together
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class PlanningProblem:
     legal: dict[tuple[int, int], np.ndarray]  # (source, target): choices x choices, boolean
     conditional: tuple[ConditionalRows, ...] = ()
     excluded: frozenset[tuple[int, ...]] = frozenset()  # plans that turned out not to fit when carried out
+    forbidden: Forbidden = frozenset()  # parts of plans that turned out not to fit
 
     @property
     def size(self) -> int:
@@ -68,7 +70,9 @@ class PlanningProblem:
 
     def is_legal(self, plan: Sequence[int]) -> bool:
         """Whether every transition can be given the stride the plan asks for."""
-        return tuple(plan) not in self.excluded and all(table[plan[a], plan[b]] for (a, b), table in self.legal.items())
+        if tuple(plan) in self.excluded or any(all(plan[s] == i for s, i in part) for part in self.forbidden):
+            return False
+        return all(table[plan[a], plan[b]] for (a, b), table in self.legal.items())
 
     def enumerate(self) -> Iterator[tuple[int, ...]]:
         """Every legal plan: the exhaustive search that the exact one is tested against."""
@@ -266,7 +270,12 @@ class _Search:
         return score + self.most_after[stage + 1] >= self.best[0] - _slack(self.best[0])
 
     def _is_legal(self, stage: int, plan: tuple[int, ...], choice: int) -> bool:
-        return all(table[plan[other], choice] for other, table in self.tables[stage] if other < stage)
+        if not all(table[plan[other], choice] for other, table in self.tables[stage] if other < stage):
+            return False
+        begun = (*plan, choice)
+        return not any(
+            all(begun[s] == i for s, i in part) for part in self.problem.forbidden if part and part[-1][0] == stage
+        )
 
     def _consider(self, plan: tuple[int, ...], score: float) -> None:
         peak = self.problem.peak(plan)

@@ -158,6 +158,8 @@ class _Partition:
         for node in self.graph.nodes:
             if not is_guard_only(node):
                 self._visit(node)
+        for node in self.graph.nodes:
+            self._pin(node)
         self.sets.union(*self.inputs)
         self._share_calls()
         return self._number()
@@ -185,6 +187,19 @@ class _Partition:
             self.fixed[node] = "it is the input"
         else:
             self._label(node, sources)
+
+    def _pin(self, node: Node) -> None:
+        """Control flow that read a size as a number leaves it no other."""
+        guard = node.meta.get("guard")
+        if guard is None or isinstance(guard.value, bool) or not self.growth.scales(node.name):
+            return
+        while node not in self.labels and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+        if node in self.labels:
+            self.fixed.setdefault(
+                node,
+                f"control flow at {guard.where} reads its very size as a number; leave sizes as x.shape gives them",
+            )
 
     def _label(self, node: Node, sources: list[Node]) -> None:
         self.labels[node] = node

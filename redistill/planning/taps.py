@@ -23,6 +23,8 @@ from redistill.planning.stages import Grid, StageGraph, coarse
 
 TapPlaces = tuple[tuple[str, str], ...]
 """The places of taps, the student's and the teacher's of each."""
+Grids = Mapping[str, Grid]
+"""The grids that really arise in a student, by node; planned ones where that is not yet known."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ def needs_tap(crossing: Crossing, source_factor: int, target_factor: int) -> boo
 
 
 def find_partner(
-    crossing: Crossing, side: str, factors: Sequence[int], crossings: Sequence[Crossing], stages: StageGraph
+    crossing: Crossing,
+    side: str,
+    factors: Sequence[int],
+    crossings: Sequence[Crossing],
+    stages: StageGraph,
+    grids: Grids | None = None,
 ) -> tuple[Crossing, str] | None:
     """The teacher's crossing and side with the grid that ``crossing`` has in a student with these ``factors``.
 
@@ -59,7 +66,7 @@ def find_partner(
     """
     if not crossing.has(side):
         return None
-    wanted = {s: stages.stages[crossing.stage(s)].student_grid(factors[crossing.stage(s)]) for s in SIDES}
+    wanted = {s: _student_grid(crossing, s, factors, stages, grids) for s in SIDES}
     candidates = [
         (other, at)
         for at in (side, *(s for s in SIDES if s != side))
@@ -70,19 +77,28 @@ def find_partner(
     return next(iter(both or candidates), None)
 
 
-def choose_taps(crossings: Sequence[Crossing], factors: Sequence[int], stages: StageGraph) -> tuple[Tap, ...]:
+def _student_grid(
+    crossing: Crossing, side: str, factors: Sequence[int], stages: StageGraph, grids: Grids | None
+) -> Grid:
+    planned = coarse(grid_of(crossing, side, stages), factors[crossing.stage(side)])
+    return (grids or {}).get(crossing.node(side), planned)
+
+
+def choose_taps(
+    crossings: Sequence[Crossing], factors: Sequence[int], stages: StageGraph, grids: Grids | None = None
+) -> tuple[Tap, ...]:
     """The automatic taps of a student with these pooling ``factors`` (one for each stage, the fixed ones too)."""
     taps: dict[str, Tap] = {}
     for crossing in crossings:
         if not needs_tap(crossing, factors[crossing.source], factors[crossing.target]):
             continue
         for side in SIDES:
-            partner = find_partner(crossing, side, factors, crossings, stages)
+            partner = find_partner(crossing, side, factors, crossings, stages, grids)
             node = crossing.node(side)
             name = tap_name(crossing.module, side)
             if partner is not None and node not in taps:
                 other, at = partner
-                grid = stages.stages[crossing.stage(side)].student_grid(factors[crossing.stage(side)])
+                grid = _student_grid(crossing, side, factors, stages, grids)
                 taps[node] = Tap(
                     name, f"{crossing.module} {side}", f"{other.module} {at}", grid, crossing.channels(side),
                     node, other.node(at), crossing.module, side,
@@ -139,7 +155,11 @@ def _pair(entry: Any) -> tuple[str, str] | None:
 
 
 def resolve_taps(
-    given: TapPlaces, graph_module: GraphModule, factors: Sequence[int], stages: StageGraph
+    given: TapPlaces,
+    graph_module: GraphModule,
+    factors: Sequence[int],
+    stages: StageGraph,
+    grids: Grids | None = None,
 ) -> tuple[Tap, ...]:
     """Taps written by hand, checked: both places exist and have equal grids.
 
@@ -151,7 +171,7 @@ def resolve_taps(
     for at_student, at_teacher in given:
         student, teacher = (_resolve_place(place, places) for place in (at_student, at_teacher))
         channels, *grid = stages.record.values[student.name][1:]
-        student_grid = coarse(grid, factors[stages.stage_of[student.name]])
+        student_grid = (grids or {}).get(student.name, coarse(grid, factors[stages.stage_of[student.name]]))
         teacher_grid = tuple(stages.record.values[teacher.name][2:])
         if student_grid != teacher_grid:
             raise TapError(
