@@ -99,7 +99,7 @@ def test_what_fails_again_and_again_at_one_operation_is_not_tried_any_more():
     module = nn.Sequential(layer(3, 16), layer(16, 32), layer(32, 48), head(48)).eval()
     analysis = analyze(module, (torch.randn(1, 3, 64, 64),))
     node = next(n for n in analysis.graph_module.graph.nodes if n.name == "_1_2")
-    problem = choosing._problem(analysis, with_taps=False, restore_deepest=False)
+    problem = choosing.planning_problem(analysis, with_taps=False, restore_deepest=False)
     with Failures(analysis) as failures:
         for factors in ((1, 4, 2, 1), (1, 4, 2, 2), (1, 8, 2, 1))[:CONVINCING]:
             assert failures.forbidden(problem) == frozenset()
