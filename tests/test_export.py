@@ -271,7 +271,7 @@ def test_bad_input_is_one_line_with_nothing_written(arguments, message, student_
     there, empty = tmp_path / "there.pte", tmp_path / "empty"
     there.write_bytes(b"kept")
     empty.mkdir()
-    given = [a.format(run=student_folder, there=there, empty=empty) for a in arguments]
+    given = ["--trust", *(a.format(run=student_folder, there=there, empty=empty) for a in arguments)]
     assert run(main, given) == RedistillError.exit_code
     error = capsys.readouterr().err
     assert error.startswith("error: ")
