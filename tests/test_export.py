@@ -260,10 +260,10 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         (["{run}/nowhere"], "not a student folder"),
         (["{run}", "--quantize", "int8", "--format", "executorch-portable"], "no int8 kernels"),
         (["{run}", "--convention", "eager"], "--convention deploy or arena"),
-        (["{run}", "--quantize", "int8", "--set", "data.image_size=24"], "calibration images are 3x24x24"),
-        (["{run}", "--quantize", "int8", "--calibration", "{empty}"], "holds 0 images"),
+        (["{run}", "--trust", "--quantize", "int8", "--set", "data.image_size=24"], "calibration images are 3x24x24"),
+        (["{run}", "--trust", "--quantize", "int8", "--calibration", "{empty}"], "holds 0 images"),
         (["--model", "torchvision:resnet18", "--quantize", "int8"], "give --calibration"),
-        (["{run}", "--format", "pt2", "--output", "/proc/nowhere/file"], "/proc/nowhere"),
+        (["{run}", "--trust", "--format", "pt2", "--output", "/proc/nowhere/file"], "/proc/nowhere"),
     ],
 )
 def test_bad_input_is_one_line_with_nothing_written(arguments, message, student_folder, tmp_path, capsys, monkeypatch):
