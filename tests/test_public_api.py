@@ -70,6 +70,14 @@ def test_the_function_and_the_command_of_one_name_live_together():
     assert run(script) == ["True", "True"]
 
 
+def test_a_wheel_holds_every_file_that_the_package_reads():
+    (patterns,) = re.findall(r"^redistill = \[(.*?)\]", (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
+    package = PROJECT / "redistill"
+    packed = {path for pattern in re.findall(r'"(.*?)"', patterns) for path in package.glob(pattern)}
+    other = {".py", ".pyc", ".md"}
+    assert {path for path in package.rglob("*") if path.is_file() and path.suffix not in other} == packed
+
+
 def test_the_version_is_written_in_one_place():
     written = [
         path

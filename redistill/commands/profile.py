@@ -1,4 +1,4 @@
-"""``python -m redistill.analyze``: where a model's activation memory goes, and whether the figure can be trusted."""
+"""``redistill profile``: where a model's activation memory goes, and whether the figure can be trusted."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from redistill.memory.profiling import profile
 from redistill.report import plot_profile, profile_to_json, render_profile, write_profile_page
 
 EXAMPLES = """examples:
-  python -m redistill.analyze --model torchvision:mobilenet_v2 --measure
-  python -m redistill.analyze --model package.module:function --input 3x96x96 --convention arena --html memory.html"""
+  redistill profile --model torchvision:mobilenet_v2 --measure
+  redistill profile --model package.module:function --input 3x96x96 --convention arena --html memory.html"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.analyze",
+        prog="redistill profile",
         description="Profile the activation memory of one inference run: the peak, what is alive there, the timeline.",
         epilog=f"{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""``python -m redistill.transform``: a model and a budget in, a student and its report out."""
+"""``redistill transform``: a model and a budget in, a student and its report out."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from redistill.report import plot, to_json, write_page
 from redistill.student import Student
 
 EXAMPLES = """examples:
-  python -m redistill.transform --budget 4x
-  python -m redistill.transform --model "torchvision:mobilenet_v2?num_classes=10" --budget 512KiB --output student
-  python -m redistill.transform --model torchvision:mobilenet_v2 --budget 4x --levers patches   (the same outputs)
-  python -m redistill.transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none   (the paper's student)
-  python -m redistill.transform --model redistill:ddpm_unet --budget 1.13MiB --html report.html
+  redistill transform --budget 4x
+  redistill transform --model "torchvision:mobilenet_v2?num_classes=10" --budget 512KiB --output student
+  redistill transform --model torchvision:mobilenet_v2 --budget 4x --levers patches   (the same outputs)
+  redistill transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none   (the paper's student)
+  redistill transform --model redistill:ddpm_unet --budget 1.13MiB --html report.html
 
 exit codes: 0 done, 2 something given cannot be used, 3 no plan fits the budget"""
 
@@ -40,7 +40,7 @@ exit codes: 0 done, 2 something given cannot be used, 3 no plan fits the budget"
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.transform",
+        prog="redistill transform",
         description="Rewrite a network into a student that fits a budget of peak activation memory.",
         epilog=f"{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""``python -m redistill.evidence NAME``: recompute one of the README's tables."""
+"""``redistill evidence NAME``: recompute one of the README's tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMANDS = ("zoo",)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compute and print a table."""
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.evidence",
+        prog="redistill evidence",
         description="Recompute a table of the README.",
         epilog="\n".join(f"  {name:11} {text}" for name, text in TABLES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

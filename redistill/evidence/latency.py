@@ -12,7 +12,7 @@ from redistill.studies.benchmark.measuring import describe_machine, find_disturb
 from redistill.studies.benchmark.pair import make_pair
 
 NETWORKS = ("torchvision:resnet50", "torchvision:mobilenet_v2")
-RUNTIMES = ("eager", "onnxruntime", "executorch")  # compiling takes minutes: python -m redistill.benchmark has it too
+RUNTIMES = ("eager", "onnxruntime", "executorch")  # compiling takes minutes: redistill benchmark has it too
 REPEATS, SECONDS = 30, 10.0
 
 

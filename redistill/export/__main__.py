@@ -1,4 +1,4 @@
-"""``python -m redistill.export``: a student or a teacher in, a file that runs on a device out."""
+"""``redistill export``: a student or a teacher in, a file that runs on a device out."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from redistill.student import Student, record_of
 from redistill.trainers.folder import find_student
 
 EXAMPLES = """examples:
-  python -m redistill.export runs/digits/smoke/student --format executorch-portable
-  python -m redistill.export runs/digits/smoke/student --format executorch --quantize int8
-  python -m redistill.export --model torchvision:resnet18 --format onnx --output resnet18.onnx
-  python -m redistill.export student --format pt2 --quantize int8 --calibration photographs/
+  redistill export runs/digits/smoke/student --format executorch-portable
+  redistill export runs/digits/smoke/student --format executorch --quantize int8
+  redistill export --model torchvision:resnet18 --format onnx --output resnet18.onnx
+  redistill export student --format pt2 --quantize int8 --calibration photographs/
 
 A file is run in its own runtime and compared with the network before it is written; one that differs is refused.
 exit codes: 0 done, 2 something given cannot be used"""
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     formats = "\n".join(f"  {f.name:20} {f.about}" for f in FORMATS.values())
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.export",
+        prog="redistill export",
         description="Export a student, or any model, to a file that runs elsewhere, its parity and memory checked.",
         epilog=f"formats:\n{formats}\n\n{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,10 +1,10 @@
 """Distil a classifier into its memory-bounded student.
 
-    python -m redistill.trainers.classifier                                  # minutes on a CPU, nothing to download
+    redistill train                                  # minutes on a CPU, nothing to download
     accelerate launch -m redistill.trainers.classifier --config stl10/mobilenetv2.yaml --set data.root=/data
-    python -m redistill.trainers.classifier --config my.yaml --set distillation.methods=red+kd --set student.budget=8x
-    python -m redistill.trainers.classifier --config digits/int8.yaml        # and its int8 student, trained rounded
-    python -m redistill.trainers.classifier --list
+    redistill train --config my.yaml --set distillation.methods=red+kd --set student.budget=8x
+    redistill train --config digits/int8.yaml        # and its int8 student, trained rounded
+    redistill train --list
 
 One YAML file is one experiment: data, teacher, student, distillation, recipe, run. A run's folder holds the resolved
 configuration, a log, curves, checkpoints, the best weights and the finished student; --resume continues it.

@@ -34,6 +34,7 @@ class Command:
         experiment: makes the experiment from configuration and folder.
         notes: more for ``--list``.
         without: methods that do not suit the trainer, which ``--list`` leaves out.
+        word: the command, as in ``redistill WORD``.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Command:
     experiment: type[Experiment[Any]]
     notes: str = ""
     without: frozenset[str] = frozenset()
+    word: str = "train"
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run the command and return its exit code."""
@@ -84,7 +86,7 @@ class Command:
 
     def _parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(
-            prog=f"redistill.trainers.{self.name}",
+            prog=f"redistill {self.word}",
             description=self.description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

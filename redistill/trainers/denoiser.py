@@ -1,10 +1,10 @@
 """Distil a denoiser of diffusion into its memory-bounded student, or train one.
 
-    python -m redistill.trainers.denoiser                                    # minutes on a CPU, nothing to download
+    redistill train-denoiser                                    # minutes on a CPU, nothing to download
     accelerate launch -m redistill.trainers.denoiser --config cifar10/ddpm.yaml --set data.root=/data
     accelerate launch -m redistill.trainers.denoiser --config cifar10/ddpm_teacher.yaml --set data.root=/data
-    python -m redistill.trainers.denoiser --config my.yaml --set distillation.methods=red+mse --set student.budget=8x
-    python -m redistill.trainers.denoiser --list
+    redistill train-denoiser --config my.yaml --set distillation.methods=red+mse --set student.budget=8x
+    redistill train-denoiser --list
 
 One YAML file is one experiment: data, diffusion, teacher, student, distillation, recipe, sampling, run. A teacher
 without weights is trained first, by its recipe; to train one alone, set student.budget=null. A run's folder holds the
@@ -105,5 +105,7 @@ def train(config: DenoiserConfig, folder: Path, *, resume: bool = False, trust: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     smoke = "digits/ddpm_smoke.yaml"
-    command = Command("denoiser", __doc__, smoke, DenoiserConfig, DenoiserExperiment, without=CLASS_METHODS)
+    command = Command(
+        "denoiser", __doc__, smoke, DenoiserConfig, DenoiserExperiment, without=CLASS_METHODS, word="train-denoiser"
+    )
     return command.main(arguments)

@@ -1,4 +1,4 @@
-"""``python -m redistill.evidence zoo``: try the networks, keep what was found, print a summary."""
+"""``redistill evidence zoo``: try the networks, keep what was found, print a summary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m redistill.evidence zoo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="redistill evidence zoo", description=__doc__)
     parser.add_argument("--folder", default="runs/zoo", help="where rows are kept (default: %(default)s)")
     parser.add_argument("--library", action="append", default=[], help=f"one of {', '.join(catalogue.libraries())}")
     parser.add_argument("--only", metavar="PATTERN", help="networks whose spec this regular expression finds")

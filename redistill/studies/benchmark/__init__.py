@@ -1,4 +1,4 @@
-"""Efficiency of a student beside its teacher: memory, latency, work and size (``python -m redistill.benchmark``)."""
+"""Efficiency of a student beside its teacher: memory, latency, work and size (``redistill benchmark``)."""
 
 from redistill.studies.benchmark.measuring import Options, benchmark
 from redistill.studies.benchmark.pair import Pair, make_pair, read_pair

@@ -1,4 +1,4 @@
-"""``python -m redistill.benchmark``: what a student saves, in memory, time and size, beside its teacher."""
+"""``redistill benchmark``: what a student saves, in memory, time and size, beside its teacher."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ measured, multiply-accumulates, parameters, size of the weights, the part of the
 backend that is installed. Teacher and student are called in turn, so that what disturbs the machine disturbs both."""
 
 EXAMPLES = """examples:
-  python -m redistill.benchmark runs/digits/smoke           (a run's student; a student's own folder will do too)
-  python -m redistill.benchmark --model torchvision:mobilenet_v2 --budget 4x --backends eager        (seconds)
-  python -m redistill.benchmark student --batches 1,32 --threads 1 --json result.json --plot result.png
-  python -m redistill.benchmark --model redistill:ddpm_unet --budget 1.13MiB --steps 100   (per step and per image)"""
+  redistill benchmark runs/digits/smoke           (a run's student; a student's own folder will do too)
+  redistill benchmark --model torchvision:mobilenet_v2 --budget 4x --backends eager        (seconds)
+  redistill benchmark student --batches 1,32 --threads 1 --json result.json --plot result.png
+  redistill benchmark --model redistill:ddpm_unet --budget 1.13MiB --steps 100   (per step and per image)"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
     backends = "\n".join(f"  {name:12} {backend.title}" for name, backend in BACKENDS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.benchmark",
+        prog="redistill benchmark",
         description=DESCRIPTION,
         epilog=f"backends:\n{backends}\n\n{MODEL_HELP}\n\n{CONVENTION_HELP}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

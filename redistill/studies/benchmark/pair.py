@@ -91,6 +91,6 @@ def find_student(folder: str | Path) -> Path:
     if found is None:
         raise StudentError(
             f"there is no student in {folder}: neither {recipe.RECIPE} nor student/{recipe.RECIPE}; "
-            "make one with python -m redistill.transform --output DIR"
+            "make one with redistill transform --output DIR"
         )
     return found

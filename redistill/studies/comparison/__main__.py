@@ -1,7 +1,7 @@
 """Compare methods on one experiment: every plan, start and method, over several seeds, as one table.
 
-    python -m redistill.trainers.comparison --config fashion_mnist/comparison.yaml --set data.root=/data
-    python -m redistill.trainers.comparison --config fashion_mnist/ddpm_comparison-cpu.yaml --set data.root=/data
+    redistill compare --config fashion_mnist/comparison.yaml --set data.root=/data
+    redistill compare --config fashion_mnist/ddpm_comparison-cpu.yaml --set data.root=/data
 
 Finished runs are kept and stopped ones continued, so the command can be repeated until all is done; with --table it
 makes the table of what is done. The teacher is
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     comparisons = "\n".join(f"  {name:40} {text}" for name, text in packaged("comparison").items())
     parser = argparse.ArgumentParser(
-        prog="redistill.trainers.comparison",
+        prog="redistill compare",
         description=__doc__,
         epilog=f"comparisons (--config):\n{comparisons}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

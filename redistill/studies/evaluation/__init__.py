@@ -1,7 +1,7 @@
 """Evaluation of denoisers: how good their images are, and how near a student's are to its teacher's.
 
-evaluating          all of it together; `python -m redistill.evaluate` is the command
-judging             the same for the runs of a comparison, `python -m redistill.trainers.comparison`
+evaluating          all of it together; `redistill evaluate` is the command
+judging             the same for the runs of a comparison, `redistill compare`
 features, network   what sees the images: Inception from a file, or a classifier trained here on the same data
 fidelity            FID, KID, IS, precision and recall by torch-fidelity
 real                the reference images, and the real ones that set the floor

@@ -1,4 +1,4 @@
-"""``python -m redistill.evaluate``: how good a denoiser's images are, with all that the scores depend on."""
+"""``redistill evaluate``: how good a denoiser's images are, with all that the scores depend on."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ settings (--set):
   generation.guidance and .batch, points and held_out of the error by timestep, recipe.steps of the classifier, data
 
 examples:
-  python -m redistill.evaluate runs/fashion_mnist/ddpm -n 1000 --plot errors.png --grid images.png
-  python -m redistill.evaluate runs/cifar10/ddpm -n 50000 --extractor weights-inception-2015-12-05-6726825d.pth
-  python -m redistill.evaluate my_images --data cifar10 --set data.root=/data -n 10000 --json scores.json"""
+  redistill evaluate runs/fashion_mnist/ddpm -n 1000 --plot errors.png --grid images.png
+  redistill evaluate runs/cifar10/ddpm -n 50000 --extractor weights-inception-2015-12-05-6726825d.pth
+  redistill evaluate my_images --data cifar10 --set data.root=/data -n 10000 --json scores.json"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.evaluate",
+        prog="redistill evaluate",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""``python -m redistill.gallery``: any number of students beside their teachers, as a picture and a page."""
+"""``redistill gallery``: any number of students beside their teachers, as a picture and a page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ overlaid (its Figure 7), for any models. A model's student is made for the budge
 shows the student it holds, and a run its accuracies too."""
 
 EXAMPLES = """examples:
-  python -m redistill.gallery torchvision:resnet18 torchvision:mobilenet_v2 --budget 4x
-  python -m redistill.gallery runs/a runs/b --output gallery.png --html gallery.html
-  python -m redistill.gallery student torchvision:resnet50 --accuracies known.csv --html gallery.html"""
+  redistill gallery torchvision:resnet18 torchvision:mobilenet_v2 --budget 4x
+  redistill gallery runs/a runs/b --output gallery.png --html gallery.html
+  redistill gallery student torchvision:resnet50 --accuracies known.csv --html gallery.html"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
-        prog="python -m redistill.gallery",
+        prog="redistill gallery",
         description=DESCRIPTION,
         epilog=f"{MODEL_HELP}\n\naccuracies, in percent:\n  {FORM}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
