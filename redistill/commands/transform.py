@@ -19,7 +19,7 @@ from redistill.cli import (
     write_json,
 )
 from redistill.compiler.pipeline import transform
-from redistill.compiler.request import MAX_EXTRA_MACS
+from redistill.compiler.request import LEVERS, MAX_EXTRA_MACS
 from redistill.data.calibration import find_preparation, override, read_calibration
 from redistill.errors import ModelError, PlanError
 from redistill.memory.meter import measure
@@ -53,9 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
         "with the teacher on the pictures of --calibration (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--levers", default="pool", metavar="patches,pool",
-        help="by what the budget is met: patches run part of the network piece by piece, with the same outputs; pool "
-        "makes grids coarser; with both, pooling does what patches cannot (default: %(default)s)",
+        "--levers", default="pool", metavar=",".join(LEVERS),
+        help="by what the budget is met: patches run part of the network piece by piece, with the same outputs; resize "
+        "makes the image smaller; pool makes grids coarser; with patches and another, the other does what patches "
+        "cannot (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--max-extra-macs", type=float, default=MAX_EXTRA_MACS, metavar="SHARE",

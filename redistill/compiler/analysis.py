@@ -14,7 +14,10 @@ from torch.fx import GraphModule
 from redistill.memory.conventions import DEPLOY, Convention
 from redistill.memory.lifetimes import MemoryProfile, check_dtype
 from redistill.memory.profiling import count_parameters, profile, profile_record
+from redistill.memory.recording import record_graph
+from redistill.passes.reduce_input import ReduceInputPass
 from redistill.passes.reorder import ReorderPass
+from redistill.passes.running import run_passes
 from redistill.planning.crossings import Crossing, find_crossings
 from redistill.planning.stages import StageGraph, find_stages
 from redistill.tracing.call import Call
@@ -55,10 +58,13 @@ def analyze(
     convention: Convention = DEPLOY,
     dtype: str | None = None,
     reorder: bool = False,
+    reduce_input: bool = False,
     leaf_modules: Iterable[type[nn.Module]] = (),
     check: bool = True,
 ) -> Analysis:
     """Trace, check, profile and partition ``teacher``; with ``reorder``, in the order of least memory.
+
+    With ``reduce_input`` the image has a stage of its own, so that a plan may begin by making it smaller.
 
     Raises:
         ModelError: the teacher does not run on the inputs, or an unknown type.
@@ -71,11 +77,14 @@ def analyze(
     if reorder:
         ReorderPass(convention)(graph_module)
         notes += ("operations are in the order of least memory",)
+    record = record_graph(graph_module, inputs, dtype)
+    if reduce_input:
+        run_passes(graph_module, [ReduceInputPass()])
     stages = find_stages(graph_module, inputs, dtype)
     if convention.of_module:  # the module's own Python frames, which no rewritten graph has
         found = profile(teacher, example_input, convention, dtype)
     else:
-        found = replace(profile_record(stages.record, convention), parameters=count_parameters(teacher), dtype=dtype)
+        found = replace(profile_record(record, convention), parameters=count_parameters(teacher), dtype=dtype)
     crossings = find_crossings(graph_module, stages)
     return Analysis(
         graph_module,

@@ -17,6 +17,7 @@ from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import (
+    FACTORS,
     FIDELITY,
     Certificate,
     Objective,
@@ -62,6 +63,8 @@ def choose(analysis: Analysis, request: Request) -> Choice:
         return carry_out(analysis, request.factors, request)
     limit = request.limit(analysis.profile.peak_bytes)
     assert limit is not None, "a request has factors or a budget"
+    if "pool" not in request.levers:
+        return choose_resized(analysis, request, limit)
     goal = find_objective(request.objective, analysis)
     attempts = [(True, True), (False, True), (True, False), (False, False)]
     with Failures(analysis) as failures:
@@ -86,6 +89,36 @@ def _coarseness(analysis: Analysis, found: Choice, limit: int) -> tuple[str, ...
     if len(poolable) == 1:
         return (f"{asked:.2f}x asked, {reached:.2f}x is the mildest that fits: all that can be pooled is one stage",)
     return (f"{asked:.2f}x asked, {reached:.2f}x reached: no plan between them computes as much",)
+
+
+def choose_resized(analysis: Analysis, request: Request, limit: int) -> Choice:
+    """Choose the largest image with which the whole network fits.
+
+    Raises:
+        InfeasibleBudgetError: none does.
+    """
+    for by_stage in resized_plans(analysis):
+        found = carry_out_within(analysis, by_stage, limit, request)
+        if found is not None:
+            return found
+    raise InfeasibleBudgetError(
+        f"no smaller image brings {analysis.name} within {format_bytes(limit)} ({analysis.convention}); the whole one "
+        f"is there while it is made smaller, and outputs keep their size; pool as well: levers resize,pool"
+    )
+
+
+def resized_plans(analysis: Analysis) -> list[tuple[int, ...]]:
+    """The plans, one factor for each stage, that make the image smaller and leave the network after it as it is.
+
+    A stage that must keep its grid keeps it.
+    """
+    stages = analysis.stages.stages
+    free = [s for s in stages if not (s.fixed or s.boundary)]
+    problem = planning_problem(analysis)
+    plans = [tuple(factor if s in free else 1 for s in stages) for factor in FACTORS]
+    within = [p for p in plans if all(f in c for f, c in zip(p, problem.choices, strict=True))]
+    indices = {p: tuple(c.index(f) for f, c in zip(p, problem.choices, strict=True)) for p in within}
+    return [p for p in within if problem.is_legal(indices[p])]
 
 
 def carry_out(analysis: Analysis, factors: Sequence[int], request: Request) -> Choice:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from redistill.compiler.analysis import Analysis
-from redistill.compiler.choosing import Choice, carry_out_within, explain, planning_problem
+from redistill.compiler.choosing import Choice, carry_out_within, explain, planning_problem, resized_plans
 from redistill.compiler.fitting.fitter import BATCH, fit_graphs
 from redistill.compiler.request import Request
 from redistill.errors import FitError, InfeasibleBudgetError, ModelError
@@ -98,7 +98,8 @@ def choose_by_fidelity(
     inputs = check_calibration(calibration, analysis.inputs)
     limit = request.limit(analysis.profile.peak_bytes)
     assert limit is not None, "a request has factors or a budget"
-    plans = candidates(planning_problem(analysis), limit)
+    pools = "pool" in request.levers
+    plans = candidates(planning_problem(analysis), limit) if pools else resized_plans(analysis)
     trials: list[Trial] = []
     given_up = 0
     judge = Judge(analysis.graph_module, inputs)

@@ -1,11 +1,19 @@
-"""Levers: the budget is met with the least damage, by patches, by pooling or by both."""
+"""Levers: the budget is met with the least damage, by patches, a smaller image, pooling or several."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from redistill.compiler.analysis import Analysis
-from redistill.compiler.choosing import POOLED_DEEPEST, Choice, choose, explain, find_objective, find_taps
+from redistill.compiler.choosing import (
+    POOLED_DEEPEST,
+    Choice,
+    choose,
+    explain,
+    find_objective,
+    find_taps,
+    resized_plans,
+)
 from redistill.compiler.patching import best_patches, patch
 from redistill.compiler.request import Request
 from redistill.compiler.rewriting import Rewritten, attach, pool, real_grids, rewrite
@@ -36,6 +44,8 @@ def pull_levers(analysis: Analysis, request: Request) -> Choice:
         return alone
     if "pool" in request.levers:
         return pool_and_patch(analysis, request, limit)
+    if "resize" in request.levers:
+        return resize_and_patch(analysis, request, limit)
     raise InfeasibleBudgetError(explain_patches(analysis, request, limit))
 
 
@@ -74,6 +84,19 @@ def pool_and_patch(analysis: Analysis, request: Request, limit: int) -> Choice:
             if found is not None:
                 return found
     raise InfeasibleBudgetError(explain(analysis, limit))
+
+
+def resize_and_patch(analysis: Analysis, request: Request, limit: int) -> Choice:
+    """The largest image with which patches bring the network under the limit.
+
+    Raises:
+        InfeasibleBudgetError: there is none.
+    """
+    for by_stage in resized_plans(analysis):
+        found = _try(analysis, request, limit, by_stage, request.taps != "none")
+        if found is not None:
+            return found
+    raise InfeasibleBudgetError(explain_patches(analysis, request, limit))
 
 
 def _best_that_fits(

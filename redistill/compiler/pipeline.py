@@ -72,8 +72,9 @@ def transform(
         reorder: first put the operations into the order of least memory.
         passes: ``torch.fx`` passes of one's own, run after ours; what they leave is verified, and counts.
         levers: by what the budget is met. ``patches`` runs part of the network piece by piece: outputs stay the same,
-            at some extra work. ``pool`` makes grids coarser, which costs accuracy. With both, pooling does what patches
-            cannot.
+            at some extra work. ``resize`` makes the image smaller, the same network on fewer pixels. ``pool`` makes
+            grids coarser; with ``resize`` the image's own factor is part of the plan. With ``patches`` and others, the
+            others do what patches cannot.
         max_extra_macs: the most that patches may compute more, as a share of the network's multiply-accumulates.
         leaf_modules: classes that the trace must not enter.
         model: the spec the teacher was loaded from, kept in the recipe so that the student can be loaded without it.
@@ -98,7 +99,9 @@ def transform(
     request = Request.of(
         budget, factors, convention, objective, taps, init, dtype, reorder, passes, levers, max_extra_macs
     )
-    analysis = analyze(teacher, example_inputs, request.convention, dtype, reorder, leaf_modules)
+    analysis = analyze(
+        teacher, example_inputs, request.convention, dtype, reorder, "resize" in request.levers, leaf_modules
+    )
     return make_student(analysis, request, model, weights, calibration, time_limit)
 
 
@@ -133,7 +136,7 @@ def _choose(
     analysis: Analysis, request: Request, calibration: Tensor | tuple[Tensor, ...] | None, time_limit: float
 ) -> Choice:
     """The choice that the request asks for, fitted where there are images."""
-    if request.goal == FIDELITY and request.levers == ("pool",):
+    if request.goal == FIDELITY and "patches" not in request.levers:
         return choose_by_fidelity(analysis, request, calibration, time_limit)
     if calibration is None:
         return pull_levers(analysis, request)
@@ -239,7 +242,8 @@ def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, 
             init=request.init,
             passes=request.passes,
         )
-        analysis = analyze(teacher, example, request.convention, request.dtype, request.reorder, check=False)
+        resizes = "resize" in request.levers
+        analysis = analyze(teacher, example, request.convention, request.dtype, request.reorder, resizes, check=False)
         choice = carry_out(analysis, found.factors or (), found)
         if recipe.get("patches") is not None:
             patched = carry_out_patches(analysis, choice.rewritten, PatchPlan.from_plain(recipe["patches"]))

@@ -18,8 +18,8 @@ from redistill.planning.taps import TapPlaces, read_taps
 
 INITS = ("gentle", "default")
 TAP_WORDS = ("auto", "none")
-LEVERS = ("patches", "pool")
-"""Ways to meet a budget, from the one that costs least."""
+LEVERS = ("patches", "resize", "pool")
+"""Ways to meet a budget: one that costs no accuracy, then those that do, in the order in which they act."""
 MAX_EXTRA_MACS = 0.25
 
 
@@ -37,7 +37,7 @@ class Request:
         dtype: the type that activations are counted in; None: as they are.
         reorder: whether operations are first put into the order of least memory.
         passes: the user's own, run after ours.
-        levers: by what the budget is met: ``patches``, ``pool`` or both.
+        levers: by what the budget is met: ``patches``, ``resize``, ``pool``, or several.
         max_extra_macs: the most that patches may compute more, as a share of the network's multiply-accumulates.
 
     Example:

@@ -22,6 +22,7 @@ from redistill.passes.verify import VerifyPass, output_shapes
 from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
 from redistill.tracing.copying import clone
+from redistill.tracing.operators import REDUCES_INPUT
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ def annotate(
         order = restride(transition, analysis, by_stage, smaller)
         if order is not None:
             nodes[transition.node].meta[RESTRIDE] = order
+    for node in graph_module.graph.nodes:
+        if REDUCES_INPUT in node.meta and RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
+            node.meta[RESTRIDE] = Restride((), (), ())
 
 
 def restride(

@@ -57,7 +57,8 @@ def find_crossings(graph_module: GraphModule, stages: StageGraph) -> tuple[Cross
     places = Places(graph_module, stages)
     groups: dict[tuple[int, int], list[Transition]] = {}
     for transition in stages.transitions:
-        if transition.source != transition.target and transition.operator != "resize":
+        reduces_input = operators.REDUCES_INPUT in places.nodes[transition.node].meta
+        if transition.source != transition.target and transition.operator != "resize" and not reduces_input:
             groups.setdefault((transition.source, transition.target), []).append(transition)
     found: dict[tuple[Grid, Grid, bool], Crossing] = {}
     for (source, target), group in groups.items():

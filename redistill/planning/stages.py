@@ -219,7 +219,8 @@ class _Partition:
 
     def _stays_raw(self, node: Node, sources: list[Node]) -> bool:
         module = self._module(node)
-        if sliding_kind(node, module) is not None or isinstance(module, nn.Linear):
+        slides = sliding_kind(node, module) is not None and operators.REDUCES_INPUT not in node.meta
+        if slides or isinstance(module, nn.Linear):
             return False
         return bool(sources) and all(s in self.raw for s in sources)
 

@@ -23,6 +23,10 @@ POINTWISE_MODULES = _UNARY_MODULES
 POINTWISE_NAMES = _UNARY_NAMES
 
 
+REDUCES_INPUT = "reduces_input"
+"""The key in ``node.meta`` of a pool that only makes the image smaller: what it gives counts as the image still."""
+
+
 def module_of(node: Node) -> nn.Module | None:
     """The module that a ``call_module`` node runs, or None for other nodes."""
     if node.op != "call_module":
