@@ -70,7 +70,7 @@ def _default_sides(spec: ModelSpec, model: Any) -> Shape:
     if spec.provider == "transformers":
         candidates.append(getattr(model.config, "image_size", None))
     if spec.provider == "diffusers":
-        candidates.append(model.model.config.get("sample_size"))
+        candidates.append(getattr(model, "model", model).config.get("sample_size"))
     candidates += [_SIDES.get(spec.target), _DEFAULT_SIDE]
     side = next(candidate for candidate in candidates if candidate)
     return tuple(side)[-2:] if isinstance(side, Sequence) else (side, side)

@@ -98,7 +98,8 @@ def _build_ultralytics(spec: ModelSpec, pretrained: str | None) -> object:
     if not spec.name.endswith((".yaml", ".yml")):
         raise ModelError(f"{spec.target} is no description; name a YAML file, for example ultralytics:yolov8n.yaml")
     ultralytics = import_package("ultralytics")
-    return _call(spec, ultralytics.YOLO, {"model": spec.name, **spec.arguments}).model
+    family = ultralytics.RTDETR if "rtdetr" in spec.name else ultralytics.YOLO
+    return _call(spec, family, {"model": spec.name, **spec.arguments}).model
 
 
 def _build_own(spec: ModelSpec, pretrained: str | None) -> object:

@@ -9,8 +9,6 @@ import inspect
 
 from torch import Tensor, nn
 
-from redistill.errors import ModelError
-
 
 class AutoencoderOutput(nn.Module):
     """A model of one image: (B, C, H, W) to its reconstruction."""
@@ -59,17 +57,8 @@ _WRAPPERS: dict[tuple[str, ...], type[AutoencoderOutput | DenoiserOutput | Condi
 
 
 def wrap_diffusers(model: nn.Module) -> nn.Module:
-    """Wrap a diffusers model by the inputs that its forward requires.
-
-    Raises:
-        ModelError: a forward with other inputs than the three kinds above.
-    """
+    """Wrap a diffusers model by the inputs that its forward requires; one that takes others is left as it is."""
     parameters = inspect.signature(model.forward).parameters.values()
     required = tuple(parameter.name for parameter in parameters if parameter.default is parameter.empty)
     wrapper = _WRAPPERS.get(required)
-    if wrapper is None:
-        raise ModelError(
-            f"diffusers:{type(model).__name__} takes ({', '.join(required)}), which no wrapper here knows; "
-            "write a module that returns its tensor and give it as package.module:function"
-        )
-    return wrapper(model)
+    return model if wrapper is None else wrapper(model)
