@@ -19,6 +19,7 @@ from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
+from redistill.passes.bake_convolutions import BakeConvolutionsPass
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
@@ -96,7 +97,7 @@ def prepare(
     graph_module = model if isinstance(model, GraphModule) else capture(model, example_input).graph_module
     reference = OverTensors(copy.deepcopy(model), call).eval()
     folded = _inference_copy(graph_module, type(model).__name__)
-    for rewrite in (StripGuardsPass(), FoldBatchNormPass()):
+    for rewrite in (StripGuardsPass(), BakeConvolutionsPass(), FoldBatchNormPass()):
         rewrite(folded)
     if reorder:
         _shape_placeholders(folded, inputs)

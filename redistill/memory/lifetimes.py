@@ -161,6 +161,8 @@ def _as_written(record: GraphRecord) -> tuple[Buffer, ...]:
         for storage in (*operation.creates, *operation.reads):
             born.setdefault(storage, step)
             dies[storage] = step
+        for storage in operation.keeps:
+            born[storage], dies[storage] = step, len(record.operations) - 1
     return tuple(_buffer(record, s, born[s], dies[s]) for s in sorted(born))
 
 

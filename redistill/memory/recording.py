@@ -41,7 +41,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class Operation:
-    """One node of the graph as it ran; storages are indices into the record's list."""
+    """One node of the graph as it ran; storages are indices into the record's list.
+
+    ``keeps`` are those that its module holds on to when it is done: weights made in a hook, a cache.
+    """
 
     node: str
     module: str
@@ -53,6 +56,7 @@ class Operation:
     macs: int
     overwrites: bool
     folds: bool
+    keeps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,19 @@ class _RecordingInterpreter(ShapeInterpreter):
         self.values[n.name] = _shape_of(value)
         if not is_guard_only(n):
             created = tuple(i for i in held if i >= first_new)
-            rise = recorder.peak_bytes - before - sum(recorder.storages[i][2] for i in created)
-            self._note(n, value, created, max(0, rise), recorder.macs - macs)
+            keeps = tuple(i for i in recorder.index_of.values() if i >= first_new and i not in held)
+            rise = recorder.peak_bytes - before - sum(recorder.storages[i][2] for i in (*created, *keeps))
+            self._note(n, value, created, keeps, max(0, rise), recorder.macs - macs)
         return value
 
     def call(self, n: Node) -> Any:
         """Run the node itself."""
         return super().run_node(n)
 
-    def _note(self, node: Node, value: Any, created: tuple[int, ...], transient: int, macs: int) -> None:
-        self.owners.update(dict.fromkeys(created, node))
+    def _note(
+        self, node: Node, value: Any, created: tuple[int, ...], keeps: tuple[int, ...], transient: int, macs: int
+    ) -> None:
+        self.owners.update(dict.fromkeys((*created, *keeps), node))
         reads = tuple(dict.fromkeys(i for source in node.all_input_nodes for i in self.held[source]))
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         self.operations.append(
@@ -178,6 +185,7 @@ class _RecordingInterpreter(ShapeInterpreter):
                 macs=macs,
                 overwrites=operators.overwrites(node, module),
                 folds=operators.is_foldable_batch_norm(node, self.modules),
+                keeps=keeps,
             )
         )
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from redistill.errors import RedistillError
 from redistill.tracing.operators import is_foldable_batch_norm, modules_of
@@ -28,8 +32,7 @@ class FoldBatchNormPass(PassBase):
                 continue
             source = node.all_input_nodes[0]
             convolution, norm = modules[str(source.target)], modules[str(node.target)]
-            transposed = isinstance(convolution, nn.ConvTranspose2d)
-            folded = fuse_conv_bn_eval(convolution.eval(), norm.eval(), transpose=transposed)  # type: ignore[type-var,arg-type]
+            folded = fold(convolution, norm)  # type: ignore[arg-type]
             graph_module.set_submodule(str(source.target), folded)
             modules[str(source.target)] = folded
             node.replace_all_uses_with(source)
@@ -39,3 +42,34 @@ class FoldBatchNormPass(PassBase):
             graph_module.delete_all_unused_submodules()
             graph_module.recompile()
         return PassResult(graph_module, modified)
+
+
+def fold(convolution: _ConvNd, norm: _BatchNorm) -> _ConvNd:
+    """A copy of ``convolution`` that computes what it and the norm after it do.
+
+    With s = gamma / sqrt(var + eps), the weights of each output channel are times s, and the bias is
+    beta + (b - mean) * s (Jacob et al. 2018, section 3.2). A transposed convolution's weight is
+    [C in, C out / groups, ...]: output channel j of group g belongs to the g-th part of the input channels.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    folded = copy.deepcopy(convolution).eval()
+    with torch.no_grad():
+        scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+        bias = (0.0 if convolution.bias is None else convolution.bias) - norm.running_mean
+        shift = bias * scale + (0.0 if norm.bias is None else norm.bias)
+        weight = convolution.weight * _per_weight(scale, convolution)
+    folded.weight = nn.Parameter(weight, requires_grad=convolution.weight.requires_grad)
+    folded.bias = nn.Parameter(shift, requires_grad=convolution.weight.requires_grad)
+    return folded
+
+
+def _per_weight(scale: Tensor, convolution: _ConvNd) -> Tensor:
+    """The output channels' factors, shaped to be multiplied with the weight."""
+    ones = [1] * len(convolution.kernel_size)
+    if not isinstance(convolution, _ConvTransposeNd):
+        return scale.reshape(-1, 1, *ones)
+    of_group = scale.reshape(convolution.groups, -1)
+    return of_group.repeat_interleave(convolution.in_channels // convolution.groups, 0).reshape(
+        convolution.in_channels, -1, *ones
+    )

@@ -8,6 +8,7 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 _UNARY_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
@@ -104,8 +105,17 @@ def slices_of(node: Node) -> tuple[slice, ...] | None:
 
 
 def is_plain_batch_norm(module: nn.Module | None) -> bool:
-    """torch.nn's own batch norms: a subclass may do more than normalise."""
-    return isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn")
+    """torch.nn's own batch norms with running statistics: a subclass may do more, the batch's own are computed anew."""
+    own = isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn")
+    return own and module.running_mean is not None  # type: ignore[union-attr]
+
+
+def is_plain_convolution(module: nn.Module | None) -> bool:
+    """A convolution, transposed or not, with torch.nn's own forward and a weight that is what it holds."""
+    if not isinstance(module, _ConvNd) or is_parametrized(module) or module._forward_pre_hooks or module._forward_hooks:
+        return False
+    forwards = (getattr(type(module), name, None) for name in ("forward", "_conv_forward"))
+    return all(f is None or f.__module__.startswith("torch.nn") for f in forwards)
 
 
 def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
@@ -118,7 +128,7 @@ def is_foldable_batch_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
         return False
     if len(node.graph.find_nodes(op="call_module", target=source.target)) != 1:
         return False
-    return isinstance(modules.get(str(source.target)), _ConvNd)
+    return is_plain_convolution(modules.get(str(source.target)))
 
 
 def modules_of(module: nn.Module) -> dict[str, nn.Module]:
