@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +24,7 @@ from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.tracing.call import OverTensors, read_call
 from redistill.tracing.capture import capture
+from redistill.tracing.copying import clone
 
 TRIALS = 2
 
@@ -95,7 +95,7 @@ def prepare(
     counted = DEPLOY if wanted.as_written else wanted
     call, inputs = read_call(model, example_input)
     graph_module = model if isinstance(model, GraphModule) else capture(model, example_input).graph_module
-    reference = OverTensors(copy.deepcopy(model), call).eval()
+    reference = OverTensors(clone(model), call).eval()
     folded = _inference_copy(graph_module, type(model).__name__)
     for rewrite in (StripGuardsPass(), BakeConvolutionsPass(), FoldBatchNormPass()):
         rewrite(folded)
@@ -109,7 +109,7 @@ def _inference_copy(graph_module: GraphModule, name: str) -> GraphModule:
     """The graph over copies of its modules, in eval mode."""
     plain = GraphModule(graph_module, graph_module.graph, name)
     plain.meta.clear()
-    return copy.deepcopy(plain).eval()
+    return clone(plain).eval()
 
 
 def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
