@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import redistill
 from redistill.export.exporting import export
-from redistill.export.subject import prepare
+from redistill.export.preparation import prepare
 from redistill.tracing.capture import capture
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -69,10 +69,10 @@ def test_what_is_folded_computes_the_same(name):
     network = built(name)
     with torch.no_grad():
         expected = network(X)
-        subject = prepare(network, (X,))
-        assert torch.allclose(subject.graph_module(X), expected, atol=1e-5)
+        found = prepare(network, (X,))
+        assert torch.allclose(found.graph_module(X), expected, atol=1e-5)
         assert torch.equal(network(X), expected)
-    norms = any(isinstance(m, nn.BatchNorm2d) for m in subject.graph_module.modules())
+    norms = any(isinstance(m, nn.BatchNorm2d) for m in found.graph_module.modules())
     assert norms is not NETWORKS[name][1]
 
 
