@@ -126,7 +126,7 @@ class _Copier:
         for name, value in module.__dict__.items():
             if name in ("forward", "dynamo_ctx") and kind is Uncompiled:
                 continue
-            empty = not value and type(value) in (dict, OrderedDict)
+            empty = type(value) in (dict, OrderedDict) and not value
             twin.__dict__[name] = type(value)() if empty else self.value(value)
         twin.__dict__["_compiled_call_impl"] = None
         return twin
