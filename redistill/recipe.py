@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from redistill.errors import RedistillError, StudentError
+from redistill.config.recipe_fields import check_recipe
+from redistill.errors import ConfigError, RedistillError, StudentError
 from redistill.internal.documents import dump_yaml, read_yaml
 from redistill.internal.files import checksum, flush, reason, refuse_link, write_atomically
 
@@ -141,7 +142,7 @@ def _read(directory: Path) -> dict[str, Any]:
     needed = {"format", "teacher", "inputs", "request", "plan", "taps", "weights", "peak_bytes"}
     first = isinstance(recipe, dict) and recipe.get("format") == 1
     if first:
-        recipe = _from_first_format(recipe)
+        recipe = _from_first_format(recipe, directory)
     if not isinstance(recipe, dict) or not needed <= recipe.keys():
         raise StudentError(f"{directory / RECIPE} is damaged: it must have {', '.join(sorted(needed))}")
     if recipe["format"] != FORMAT:
@@ -150,14 +151,21 @@ def _read(directory: Path) -> dict[str, Any]:
         )
     if not first and recipe.get("seal") != _seal(recipe):
         raise StudentError(f"{directory / RECIPE} is damaged: its checksum is not its own; save the student again")
+    try:
+        check_recipe(recipe)
+    except ConfigError as error:
+        raise StudentError(f"{directory / RECIPE} cannot be used: {error}") from error
     return recipe
 
 
-def _from_first_format(recipe: dict[str, Any]) -> dict[str, Any]:
-    request = {key: recipe.get(key) for key in _FLAT}
-    if request["objective"] == "factors":
-        request |= {"objective": "macs", "factors": [stage["factor"] for stage in recipe["plan"]]}
-    return {**recipe, "format": FORMAT, "request": request}
+def _from_first_format(recipe: dict[str, Any], directory: Path) -> dict[str, Any]:
+    request = {key: recipe[key] for key in _FLAT if key in recipe}
+    try:
+        if request.get("objective") == "factors":
+            request |= {"objective": "macs", "factors": [stage["factor"] for stage in recipe["plan"]]}
+    except (KeyError, TypeError) as error:
+        raise StudentError(f"{directory / RECIPE} is damaged: its plan has no factors") from error
+    return {**{k: v for k, v in recipe.items() if k not in _FLAT}, "format": FORMAT, "request": request}
 
 
 def find_weights(directory: Path, recipe: dict[str, Any]) -> Path | None:

@@ -83,7 +83,7 @@ def test_a_tap_file_is_read_or_refused(tmp_path):
     file.write_text("- {student: a}\n")
     with pytest.raises(TapError, match="must be a list of"):
         read_taps(file)
-    with pytest.raises(TapError, match="cannot read taps from"):
+    with pytest.raises(TapError, match="cannot be read: No such file"):
         read_taps(tmp_path / "missing.yaml")
 
 

@@ -251,6 +251,11 @@ def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, 
         return build_student(analysis, choice, origin)
     except (ModelError, PlanError, TapError) as error:
         raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
+    except RedistillError:
+        raise
+    except Exception as error:  # whatever a teacher makes of inputs, places and factors that were not its own
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise StudentError(f"{path} cannot be made again of {type(teacher).__name__}: {said}") from error
 
 
 def _own_passes(recipe: dict[str, Any], passes: Iterable[Any], path: Path) -> tuple[Pass, ...]:
@@ -265,7 +270,7 @@ def _own_passes(recipe: dict[str, Any], passes: Iterable[Any], path: Path) -> tu
 def _provenance(recipe: dict[str, Any], path: Path) -> Provenance:
     try:
         request = Request.from_plain(recipe["request"])
-    except (RedistillError, TypeError) as error:
+    except Exception as error:  # a stranger's convention may hold anything
         raise StudentError(f"{path} holds a request that cannot be read: {error}") from error
     return Provenance(
         teacher=recipe["teacher"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -70,9 +72,15 @@ class Section:
     place: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self), include_extras=True)
+        hints = type_hints(typing.cast(Any, type(self)))
         for field in dataclasses.fields(typing.cast(Any, self)):
             check_ranges(hints[field.name], getattr(self, field.name), f"{self.place}.{field.name}".lstrip("."))
+
+
+@functools.cache
+def type_hints(kind: type) -> Mapping[str, Any]:
+    """The annotations of a dataclass, ranges included."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def check_ranges(hint: Any, value: Any, where: str) -> None:

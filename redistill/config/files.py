@@ -7,7 +7,7 @@ experiments (`digits/smoke.yaml`) or to paths.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from redistill.config.checks import SHOWN, check_ranges, shorten
+from redistill.config.checks import SHOWN, check_ranges, shorten, type_hints
 from redistill.errors import ConfigError
 from redistill.internal.documents import DEEPEST, parse_yaml, read_yaml
 from redistill.internal.suggestions import suggest
@@ -138,16 +138,24 @@ def read(kind: type[Config], raw: Mapping[str, Any], where: str = "", default: C
 
     What the mapping leaves out is as in ``default``, such as the section that an outer dataclass has by default.
     """
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {field.name: field.default for field in dataclasses.fields(typing.cast(Any, kind))}
+    hints = type_hints(typing.cast(Any, kind))
+    known = dataclasses.fields(typing.cast(Any, kind))
+    fields = {field.name: field.default for field in known}
     for key in raw:
         if key not in fields:
             raise ConfigError(f"unknown key {shorten(_join(where, str(key)))}{suggest(str(key)[:SHOWN], fields)}")
     values = {
-        key: _convert(hints[key], value, _join(where, key), getattr(default, key, fields[key]))
+        key: convert(hints[key], value, _join(where, key), getattr(default, key, fields[key]))
         for key, value in raw.items()
     }
+    missing = [field.name for field in known if field.name not in values and _is_needed(field)]
+    if missing and default is None:
+        raise ConfigError(f"{_join(where, missing[0])} is missing")
     return kind(**values) if default is None else dataclasses.replace(typing.cast(Any, default), **values)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def resolved(config: Any) -> Raw:
@@ -169,8 +177,12 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str 
     return found
 
 
-def _convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
-    """A value as the annotated type and within its range, or an error that says what was expected."""
+def convert(hint: Any, value: Any, where: str, default: Any = None) -> Any:
+    """A value as the annotated type and within its range.
+
+    Raises:
+        ConfigError: it is another; the message names the place and what was expected.
+    """
     converted = _as_type(hint, value, where, default)
     check_ranges(hint, converted, where)
     return converted
@@ -182,7 +194,7 @@ def _as_type(hint: Any, value: Any, where: str, default: Any) -> Any:
         return _as_type(arguments[0], value, where, default)
     if origin in (types.UnionType, typing.Union):
         inner = next(a for a in arguments if a is not type(None))
-        return None if value is None else _convert(inner, value, where, default)
+        return None if value is None else convert(inner, value, where, default)
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in arguments:
             raise ConfigError(f"{where}: {shorten(value)} is not one of {', '.join(map(str, arguments))}")
@@ -192,20 +204,20 @@ def _as_type(hint: Any, value: Any, where: str, default: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {shorten(value)}")
-        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin in (dict, Mapping):
         opened = method_names(value) if isinstance(value, str) else value
         return {
-            str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()
+            str(key): convert(arguments[1], item, f"{where}.{key}") for key, item in _mapping(opened, where).items()
         }
     return value if hint is Any else _scalar(hint, value, where)
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isfinite(value):
+        if abs(value) <= sys.float_info.max:
             return float(value)
-        raise ConfigError(f"{where}={value}: must be a finite number")
+        raise ConfigError(f"{where}={shorten(value)}: must be a finite number")
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from redistill.config.checks import NotNegative, shorten
+from redistill.config.files import convert
 from redistill.distillation.method import DistillationMethod
 from redistill.distillation.methods.ab import AB
 from redistill.distillation.methods.at import AT
@@ -31,7 +34,7 @@ from redistill.distillation.methods.sp import SP
 from redistill.distillation.methods.stage import Stage
 from redistill.distillation.methods.vid import VID
 from redistill.distillation.share import MAIN, SHARE_OPTIONS, Share
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, RedistillError
 from redistill.internal.plugins import find
 from redistill.internal.suggestions import suggest
 
@@ -55,6 +58,11 @@ def as_mapping(methods: Methods) -> dict[Any, dict[str, Any]]:
     ({'red': {}, 'kd': {}}, {'kd': {}}, {})
     """
     if isinstance(methods, Mapping):
+        for method, options in methods.items():
+            if not isinstance(options or {}, Mapping):
+                raise ConfigError(
+                    f"distillation.methods.{method}: expected a mapping of options, got {shorten(options)}"
+                )
         return {method: dict(options or {}) for method, options in methods.items()}
     if isinstance(methods, str):
         return {word.strip(): {} for word in methods.split("+") if word.strip() not in ("", "none")}
@@ -76,7 +84,9 @@ def create(method: Asked, options: Mapping[str, Any]) -> tuple[DistillationMetho
     own = {option: value for option, value in options.items() if option not in SHARE_OPTIONS}
     made = _instantiate(kind, own)
     share = {"weight": made.weight, "warmup": 0.0, "teacher": MAIN, **options}
-    return made, Share(float(share["weight"]), float(share["warmup"]), share["teacher"])
+    where = f"distillation.methods.{made.name}"
+    weight, warmup = (convert(NotNegative, share[name], f"{where}.{name}") for name in ("weight", "warmup"))
+    return made, Share(weight, warmup, convert(str, share["teacher"], f"{where}.teacher"))
 
 
 def _instantiate(kind: Any, options: dict[str, Any]) -> DistillationMethod:
@@ -89,7 +99,28 @@ def _instantiate(kind: Any, options: dict[str, Any]) -> DistillationMethod:
             "derive it from redistill.distillation.DistillationMethod"
         )
     _check_options(kind.name, options, [*SHARE_OPTIONS, *inspect.signature(kind).parameters])
-    return kind(**options)
+    try:
+        return kind(**_typed(kind, options))
+    except RedistillError:
+        raise
+    except Exception as error:  # whatever one's own method makes of what it is given
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"distillation: {kind.name} cannot be made with these options ({said})") from error
+
+
+def _typed(kind: type[DistillationMethod], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the constructor annotates them, where those are plain values."""
+    hints = typing.get_type_hints(kind.__init__, include_extras=True)
+    where = f"distillation.methods.{kind.name}"
+    return {
+        name: convert(hints[name], value, f"{where}.{name}") if _is_plain(hints.get(name)) else value
+        for name, value in options.items()
+    }
+
+
+def _is_plain(hint: Any) -> bool:
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Annotated, Literal) else ()
+    return hint in (bool, int, float, str) or (bool(parts) and (_is_plain(parts[0]) or isinstance(parts[0], str)))
 
 
 def _check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:

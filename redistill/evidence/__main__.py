@@ -22,11 +22,12 @@ TABLES = {
     "arena": "the arena that ExecuTorch plans, byte by byte, and the file run (needs redistill[export])",
     "zoo": "networks of public libraries, each transformed and checked in a process of its own (zoo --help)",
     "fitting": "fitting a student to its teacher at 224 with 256 images: seconds, and what it gains",
+    "trust": "bad inputs, strangers' files, threads, damages and kills, and what came of them (trust --help)",
     "latency": "teachers and students at 4x called in turn, with the spread of the ratios",
 }
 NARROWED = ("coverage", "arena")
 """Tables of which a part can be asked for."""
-COMMANDS = ("zoo",)
+COMMANDS = ("zoo", "trust")
 """Tables with options of their own."""
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch.fx import GraphModule, Node
 
 from redistill.errors import TapError
+from redistill.internal.documents import read_yaml
 from redistill.internal.text import format_shape
 from redistill.planning.crossings import SIDES, Crossing, Places, grid_of
 from redistill.planning.stages import Grid, StageGraph, coarse
@@ -133,10 +133,7 @@ def read_taps(taps: str | Path | Sequence[Sequence[str]]) -> TapPlaces:
     """
     entries: Any = taps
     if isinstance(taps, (str, Path)):
-        try:
-            entries = yaml.safe_load(Path(taps).read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise TapError(f"cannot read taps from {taps}: {error}") from error
+        entries = read_yaml(Path(taps), TapError)
     pairs = [_pair(entry) for entry in entries] if isinstance(entries, (list, tuple)) else [None]
     found = tuple(pair for pair in pairs if pair is not None)
     if len(found) < len(pairs):

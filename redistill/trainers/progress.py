@@ -101,7 +101,7 @@ class Facts:
         other = differences(sealed["environment"], environment())
         if other:
             logger.warning(
-                "%s was made with another %s: the run goes on, but what follows is equal to a run that was never "
+                "%s was made with other %s: the run goes on, but what follows is equal to a run that was never "
                 "stopped up to rounding only, not to the bit", place, ", ".join(other),
             )  # fmt: skip
 
