@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from redistill.cli import positive
-from redistill.evidence.table import Table
 from redistill.evidence.trust.damages import damage_files
 from redistill.evidence.trust.inputs import COUNTS, try_inputs
 from redistill.evidence.trust.kills import WORKS, kill_works
 from redistill.evidence.trust.strangers import open_strangers
 from redistill.evidence.trust.threads import run_together
+from redistill.internal.tables import Table
 
 Faults = list[str]
 
