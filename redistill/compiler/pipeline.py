@@ -234,8 +234,8 @@ def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, 
     """Carry out the recipe's own factors and taps: nothing is searched for again."""
     request = origin.request
     tensors = tuple(spec.example() for spec in origin.inputs)
-    example = read_arguments(recipe["arguments"], tensors) if "arguments" in recipe else tensors
     try:
+        example = read_arguments(recipe["arguments"], tensors) if "arguments" in recipe else tensors
         found = Request.of(
             factors=[stage["factor"] for stage in recipe["plan"]],
             taps=recipe["taps"],

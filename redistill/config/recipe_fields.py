@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -99,9 +99,18 @@ class RecipeFields(Section):
 
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:
-    """Raise where a field is missing, unknown, of a wrong type or out of range.
+    """Raise where a field is missing, of a wrong type or out of range.
+
+    What is not listed here is read, and checked, by what it belongs to: patches, the arguments of a call, levers.
 
     Raises:
         ConfigError: naming the field.
     """
-    read(RecipeFields, recipe)
+    request = recipe["request"]
+    asked = _known(RequestFields, request) if isinstance(request, Mapping) else request
+    read(RecipeFields, {**_known(RecipeFields, recipe), "request": asked})
+
+
+def _known(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {key: value for key, value in raw.items() if key in names}
