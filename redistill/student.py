@@ -26,6 +26,7 @@ from redistill.report import Comparison, render
 from redistill.tracing.call import Call, write_arguments
 from redistill.tracing.capture import capture
 from redistill.tracing.contexts import undisturbed
+from redistill.tracing.copying import in_mode
 from redistill.tracing.deployed import DEPLOYED, share_tensors
 from redistill.tracing.operators import IN_PLACE_FUNCTIONS, module_of
 
@@ -276,6 +277,8 @@ class Student(GraphModule):
             features: further graph nodes to return, by the name they shall have.
             output: whether the teacher's output is wanted; None is returned in its place otherwise.
 
+        It is in eval mode, whatever mode the teacher is in, which keeps it: running it changes no statistics.
+
         Example:
             >>> import torch, redistill
             >>> from redistill.models import load_model
@@ -288,7 +291,7 @@ class Student(GraphModule):
         device = next((p.device for p in teacher.parameters()), None)
         graph_module = capture(teacher, record_of(self).example(device), check=False).graph_module
         places = {tap.name: tap.teacher_node for tap in record_of(self).taps} | dict(features or {})
-        return with_outputs(graph_module, places, output)
+        return with_outputs(in_mode(graph_module, training=False), places, output)
 
     def report(self) -> str:
         """The terminal report: teacher and student side by side.

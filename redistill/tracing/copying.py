@@ -7,7 +7,7 @@ import functools
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,17 @@ def shallow_copy(module: M) -> M:
     return twin
 
 
+def in_mode(module: M, training: bool) -> M:
+    """Copy ``module`` in a mode of its own, over the very same tensors, whatever becomes of them."""
+    copies: dict[nn.Module, nn.Module] = {}
+    for part in module.modules():
+        copies[part] = shallow_copy(part)
+        copies[part].training = training
+    for part in copies.values():
+        part._modules = {name: None if child is None else copies[child] for name, child in part._modules.items()}
+    return cast(M, copies[module])
+
+
 def without_parametrizations(module: M) -> M:
     """Copy one module with what its parametrizations yield now as plain parameters; as it is if it has none."""
     if not is_parametrized(module):
@@ -100,7 +111,7 @@ def check_copyable(module: nn.Module) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``module`` is what ``torch.compile`` makes of a module, which it holds as ``_orig_mod``."""
-    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+    return type(module).__module__ == "torch._dynamo.eval_frame" and "_orig_mod" in module._modules
 
 
 class Uncompiled(nn.Module):

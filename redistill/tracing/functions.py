@@ -68,7 +68,6 @@ class RecordFunctions(TorchFunctionMode):
             return self._each(args[0], name)
         if name in ("dim", "ndimension", "element_size") or (name.startswith("is_") and name != "is_nonzero"):
             return func(*args, **kwargs)
-        self._check_autocast()
         return self.tracer.record(*_as_call(func, name, args, kwargs))
 
     def _attribute(self, func: Any, name: str, action: str, tensor: Any, *rest: Any) -> Any:
@@ -96,14 +95,6 @@ class RecordFunctions(TorchFunctionMode):
         if name == "__len__":
             return count
         return iter([self.tracer.record("call_function", operator.getitem, (tensor, i), {}) for i in range(count)])
-
-    def _check_autocast(self) -> None:
-        for device in ("cpu", self.tracer.device.type):
-            if torch.is_autocast_enabled(device):
-                raise ObstacleError(
-                    "the forward switches torch.autocast on, which a graph does not record",
-                    "Leave autocast to the caller, or convert what needs it by .to(dtype)",
-                )
 
 
 def _as_call(

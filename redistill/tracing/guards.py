@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 
@@ -59,6 +60,8 @@ def mark_guards(graph: Graph) -> None:
 def _mutates(node: Node) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
     return node.op == "call_function" and (
         node.target is operator.setitem or getattr(node.target, "__name__", "").endswith("_")
     )

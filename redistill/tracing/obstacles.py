@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from redistill.tracing.guards import error_place
 
 _CONTROL_FLOW = (
@@ -26,6 +28,15 @@ class DataDependenceError(ObstacleError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} reads the value of a tensor", _CONTROL_FLOW)
+
+
+def check_autocast(device: torch.device) -> None:
+    """Refuse what runs under autocast, which the caller's context was freed of before."""
+    if any(torch.is_autocast_enabled(kind) for kind in {"cpu", device.type}):
+        raise ObstacleError(
+            "the forward switches torch.autocast on, which a graph does not record",
+            "Leave autocast to the caller, or convert what needs it by .to(dtype)",
+        )
 
 
 def describe(error: BaseException) -> str:

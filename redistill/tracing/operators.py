@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 from torch import nn
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -41,6 +42,8 @@ def name_of(node: Node) -> str:
     """The bare name of what a function or method node calls: ``relu`` for ``F.relu``, ``torch.relu_``, ``x.relu()``."""
     if node.op == "call_method":
         return str(node.target).strip("_")
+    if isinstance(node.target, OpOverload):
+        return str(node.target._opname).strip("_")
     if node.op == "call_function":
         return str(getattr(node.target, "__name__", "")).strip("_")
     return ""

@@ -33,7 +33,10 @@ class Rebinder:
         self.spaces: dict[int, _Globals] = {}
 
     def rebind(self, module: nn.Module) -> None:
-        """Rebind those methods of ``module`` that make numbers of numbers, or call what they must not enter."""
+        """Rebind those methods and functions of ``module`` that make numbers, or call what they must not enter."""
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, Function):
+                module.__dict__[name] = self.value_of(value)
         for kind in reversed(type(module).__mro__):
             if not kind.__module__.startswith(("torch.", "builtins")):
                 for name, method in vars(kind).items():
@@ -45,8 +48,16 @@ class Rebinder:
         if function not in self.needed:
             self.needed[function] = False  # while it is looked at: it may call itself
             space = function.__globals__
-            self.needed[function] = any(self._is_ours(space, name) for name in _names(function.__code__))
+            ours = any(self._is_ours(space, name) for name in _names(function.__code__))
+            self.needed[function] = ours or any(map(self._is_function_of_ours, _enclosed(function)))
         return self.needed[function]
+
+    def _is_function_of_ours(self, value: Any) -> bool:
+        return isinstance(value, Function) and not _is_torch(value) and self.needs(value)
+
+    def value_of(self, value: Any) -> Any:
+        """A function over our names, if it needs them; anything else as it is."""
+        return self.function(value) if self._is_function_of_ours(value) else value
 
     def _is_ours(self, space: dict[str, Any], name: str) -> bool:
         if name not in space:
@@ -54,13 +65,14 @@ class Rebinder:
         value = space[name]
         if value is math or (id(space), name) in _symbolic_trace._wrapped_fns_to_patch or _is_math(value):
             return True
-        return isinstance(value, Function) and not _is_torch(value) and self.needs(value)
+        return self._is_function_of_ours(value)
 
     def function(self, function: Function) -> Function:
         """The same code over our names."""
         if function not in self.rebound:
             space = self.spaces.setdefault(id(function.__globals__), _Globals(self, function.__globals__))
-            twin = Function(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
+            closure = tuple(types.CellType(*map(self.value_of, _held(cell))) for cell in function.__closure__ or ())
+            twin = Function(function.__code__, space, function.__name__, function.__defaults__, closure or None)
             twin.__kwdefaults__ = function.__kwdefaults__
             self.rebound[function] = twin
         return self.rebound[function]
@@ -74,9 +86,7 @@ class Rebinder:
             return _MATH_OF_SIZES
         if _is_math(value):
             return _of_sizes(value)
-        if isinstance(value, Function) and not _is_torch(value) and self.needs(value):
-            return self.function(value)
-        return value
+        return self.value_of(value)
 
 
 class _Globals(dict[str, Any]):
@@ -94,6 +104,17 @@ class _Globals(dict[str, Any]):
 def _names(code: types.CodeType) -> set[str]:
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
     return set(code.co_names).union(*map(_names, inner))
+
+
+def _held(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not filled yet
+        return []
+
+
+def _enclosed(function: Function) -> list[Any]:
+    return [value for cell in function.__closure__ or () for value in _held(cell)]
 
 
 def _is_torch(function: Function) -> bool:

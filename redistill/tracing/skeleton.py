@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
+from redistill.tracing.copying import is_compiled
 from redistill.tracing.operators import is_plain_batch_norm
 
 
@@ -80,7 +81,8 @@ def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> 
                 attributes[str(node.target)] = find(module)
             except AttributeError:
                 attributes[str(node.target)] = find(skeleton)
-    graph_module = GraphModule(attributes, graph, type(module).__name__)
+    original = module.get_submodule("_orig_mod") if is_compiled(module) else module
+    graph_module = GraphModule(attributes, graph, type(original).__name__)
     graph_module.training = module.training
     return graph_module
 

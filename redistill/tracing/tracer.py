@@ -1,11 +1,11 @@
 """Tracing: record what a teacher does, over real tensors on ``meta``, by modes that only this thread sees.
 
-The teacher's own code runs on a working copy of it. A ``TorchFunctionMode`` sees each torch function before it runs,
-records it as a node and computes its value on ``meta`` tensors, which no C++ code mistakes for anything else. A module
-of the copy asks the tracer before it runs, by torch's own slot for a compiled call: layers become one node, others are
-traced through. Sizes stay nodes (``sizes``), so the graph runs at other resolutions, and what Python reads of them is
-guarded. What escapes the mode (TorchScript, functorch, C++ extensions) reaches a dispatch mode that stops it: the
-module around it then stays one opaque node. Nothing is patched.
+The teacher's own code runs on a working copy of it. A function mode sees each torch function before it runs, records it
+as a node and computes its value on ``meta`` tensors, which no C++ code mistakes for anything else. A module of the copy
+asks the tracer before it runs, by torch's own slot for a compiled call: layers become one node, others are traced
+through. Sizes stay nodes (``sizes``), so the graph runs at other resolutions, and what Python reads of them is guarded.
+What passes the function mode by (TorchScript, C++ extensions) is recorded by a dispatch mode, operator by operator;
+what escapes both is known by its tensors, and the module around it stays one opaque node. Nothing is patched.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import mark_guards, user_place
-from redistill.tracing.obstacles import ObstacleError, describe, remedy_of
+from redistill.tracing.obstacles import ObstacleError, check_autocast, describe, remedy_of
 from redistill.tracing.rebinding import Rebinder
 from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
 from redistill.tracing.skeleton import evaluate, known_value, to_meta
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+UNSEEN = "a tensor comes out of code that the trace cannot see into"
 _ALIASES = frozenset(("aten::detach", "aten::alias", "aten::view_as", "aten::lift_fresh"))
 
 
@@ -67,15 +68,15 @@ class Tracer:
 
     def run(self, call: Call, inputs: Sequence[Any]) -> Graph:
         """Trace for a ``call`` with ``inputs`` in their places, and drop what nothing reads."""
-        self.device = next((x.device for x in inputs if isinstance(x, Tensor)), self.device)
+        self.device = next((x.device for x in inputs if isinstance(x, Tensor) and not x.is_meta), self.device)
         rebinder = Rebinder(self.call_function)
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = partial(self.call_module, part)
             rebinder.rebind(part)
         proxies = self._placeholders(call.names, inputs)
-        with torch.no_grad(), _Tripwire(self), RecordFunctions(self):
+        with torch.no_grad(), _RecordOperators(self), RecordFunctions(self):
             output, result = call.trace(lambda *args, **kwargs: _run(self.root, args, kwargs), proxies)
-            self._check_escaped()
+            self._check_seen(output)
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = None
         self.graph.output(self.argument(output)).meta["result"] = result
@@ -107,6 +108,7 @@ class Tracer:
 
     def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record the operation, compute its value on meta tensors, and return what stands for it."""
+        check_autocast(self.device)
         node = self.create_node(kind, target, self.argument(args), self.argument(kwargs), None)
         try:
             value = self.values[node] = self._evaluate(node)
@@ -130,9 +132,12 @@ class Tracer:
         """Whether what runs now is not recorded: our own code, or what follows something that was not seen."""
         return self.evaluating or self.escaped is not None
 
-    def _check_escaped(self) -> None:
+    def _check_seen(self, output: Any) -> None:
+        """Whether all that was computed, and all that comes out of it, was seen."""
         if self.escaped is not None:
             raise self.escaped
+        if any(isinstance(t, Tensor) and t.is_meta and id(t) not in self.nodes for t in tree_leaves(output)):
+            raise ObstacleError(UNSEEN)
 
     def _is_value(self, argument: Any, value: Any) -> bool:
         """Whether an operation returned its own argument."""
@@ -221,7 +226,7 @@ class Tracer:
         path = self.paths.get(id(tensor))
         if path is None:
             if tensor.is_meta:
-                raise ObstacleError("a tensor comes out of code that the trace cannot see into")
+                raise ObstacleError(UNSEEN)
             path = self._free_name()
             setattr(self.root, path, tensor)
             self.paths[id(tensor)] = path
@@ -247,7 +252,7 @@ class Tracer:
         try:
             with self._inside(module, path):
                 found = _run(module, args, kwargs)
-            self._check_escaped()
+            self._check_seen(found)
             return found
         except Exception as error:
             return self._call_opaque(path, args, kwargs, self.escaped or error, mark)
@@ -310,8 +315,8 @@ class Tracer:
         self.kept.append(self.values.pop(node, None))
 
 
-class _Tripwire(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what computes on the trace's tensors without the tracer having seen it: C++ that calls C++.
+class _RecordOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records what computes on the trace's tensors past Python: TorchScript, functorch, extensions in C++.
 
     It raises nothing, for C++ that is left by an exception may stay in a state of its own.
     """
@@ -323,21 +328,20 @@ class _Tripwire(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self.tracer.is_blind:
+        tracer, kwargs = self.tracer, kwargs or {}
+        node = next((tracer.nodes[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in tracer.nodes), None)
+        if tracer.is_blind or node is None:
+            return func(*args, **kwargs)
+        if func._schema.name in _ALIASES:
+            result = func(*args, **kwargs)
+            tracer.bind(result, node)
+            tracer.kept.append(result)
             return result
-        sources = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_meta]
-        if not sources:
-            return result
-        node = self.tracer.nodes.get(id(sources[0]))
-        if func._schema.name in _ALIASES and node is not None:
-            self.tracer.bind(result, node)
-            self.tracer.kept.append(result)
-        else:
-            name = func._schema.name.removeprefix("aten::")
-            reason = f"{name} is run by code that the trace cannot see into"
-            self.tracer.escaped = ObstacleError(reason, place=user_place(sys._getframe(1)))
-        return result
+        try:
+            return tracer.record("call_function", func, args, kwargs)
+        except Exception as error:
+            tracer.escaped = ObstacleError(str(error), place=user_place(sys._getframe(1)))
+            return func(*args, **kwargs)
 
 
 def trace_graph(
