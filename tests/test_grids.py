@@ -1,11 +1,16 @@
 """Grids of one to three axes, strides for each axis, and layouts other than (B, C, H, W)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import redistill
+from redistill.compiler.analysis import analyze
+from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.planning.search import keep_most_macs, solve
 from redistill.planning.stages import find_stages
 from redistill.tracing.capture import capture
 
@@ -355,3 +360,64 @@ def test_nothing_as_long_as_a_stride_is_lost():
     module, x = Cropping(), torch.randn(1, 3, 64, 64)
     student = student_of(module, x, taps="none")
     assert cells_seen(student, x, 2)[1] >= cells_seen(module, x, 2)[1] - 4
+
+
+class Restorer(nn.Module):
+    """All on one grid but for a level below it, and the image added at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down, self.up = layer(3, 16, 1), layer(16, 32), nn.ConvTranspose2d(32, 16, 2, 2)
+        self.last = nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return x + self.last(y + self.up(self.down(y)))
+
+
+def test_factors_between_powers_of_two_are_offered_where_they_divide_and_lead_on():
+    at_60, at_64 = (stages_of(Restorer(), torch.randn(1, 3, side, side)) for side in (60, 64))
+    assert candidate_factors(at_60, restore_deepest=False) == (
+        (1,),
+        (1, 2, 3, 4, 5, 6, 8, 16),
+        (1, 2, 3, 4, 5, 6, 8, 16),
+    )
+    assert candidate_factors(at_64, restore_deepest=False) == ((1,), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16))
+    classifier = stages_of(nn.Sequential(body(), head()), torch.randn(1, 3, 96, 96))
+    assert all(3 not in choices for choices in candidate_factors(classifier))  # no stride leads from 3 back to 1
+
+
+@pytest.mark.parametrize(("factors", "side"), [((3, 3), 60), ((5, 5), 60), ((6, 3), 60), ((3, 3), 90)])
+def test_a_student_has_factors_between_powers_of_two(factors, side):
+    module, x = Restorer(), torch.randn(1, 3, side, side)
+    student = student_of(module, x, factors=factors)
+    assert student.plan.factors == factors
+    assert student.plan.peak_bytes == redistill.profile(student, x).peak_bytes
+    assert cells_seen(student, x, 2) == (0, side - 1)
+
+
+def test_the_best_plan_with_factors_between_is_that_of_exhaustive_search():
+    analysis = analyze(Restorer().eval(), (torch.randn(1, 3, 60, 60),))
+    scaling = ScalingModel(analysis.stages, analysis.convention, candidate_factors(analysis.stages, False))
+    problem = scaling.problem(analysis.crossings)
+    peaks = {plan: problem.peak(plan) for plan in problem.enumerate()}
+    for limit in sorted(set(peaks.values())):
+        best = max(problem.total_macs(plan) for plan, peak in peaks.items() if peak <= limit)
+        assert problem.total_macs(solve(problem, limit, keep_most_macs()).plan) == best
+    forbidden = frozenset({((1, 1), (2, 0))})
+    assert all(plan[1:] != (1, 0) for plan in replace(problem, forbidden=forbidden).enumerate())
+
+
+def test_calls_of_one_module_share_their_factors_and_a_note_says_so():
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(body(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, a, b):
+            return (self.net(a) - self.net(b)).pow(2).sum(1)
+
+    x = torch.randn(1, 3, 64, 64)
+    student = redistill.transform(Siamese().eval(), (x, x.clone()), "1.5x", taps="none").eval()
+    assert student(x, x).item() == 0
+    assert any("called at several places, with one factor for all" in note for note in student.provenance.notes)

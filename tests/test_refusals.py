@@ -118,9 +118,9 @@ def test_a_search_ends_when_its_time_is_up(monkeypatch):
 
 def test_a_coarse_lattice_is_said():
     module = nn.Sequential(layer(3, 16, 1), layer(16, 16, 1), nn.Conv2d(16, 3, 3, padding=1)).eval()
-    student = redistill.transform(module, torch.randn(1, 3, 64, 64), "1.5x", taps="none")
+    student = redistill.transform(module, torch.randn(1, 3, 64, 64), "2x", taps="none")
     note = next(n for n in student.provenance.notes if "asked" in n)
-    assert note == "1.50x asked, 4.00x is the mildest that fits: all that can be pooled is one stage"
+    assert note == "2.00x asked, 4.00x is the mildest that fits: all that can be pooled is one stage"
 
 
 class Style(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from redistill.internal.text import list_some
 from redistill.memory.conventions import DEPLOY, Convention
 from redistill.memory.lifetimes import MemoryProfile, check_dtype
 from redistill.memory.profiling import count_parameters, profile, profile_record
@@ -81,6 +82,8 @@ def analyze(
     if reduce_input:
         run_passes(graph_module, [ReduceInputPass()])
     stages = find_stages(graph_module, inputs, dtype)
+    if stages.shared:
+        notes += (f"called at several places, with one factor for all: {list_some(stages.shared)}",)
     if convention.of_module:  # the module's own Python frames, which no rewritten graph has
         found = profile(teacher, example_input, convention, dtype)
     else:

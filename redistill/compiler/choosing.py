@@ -34,7 +34,7 @@ from redistill.tracing.copying import clone
 
 MAX_ATTEMPTS = 64
 POOLED_DEEPEST = "no plan fits that keeps the deepest stage's grid; it is pooled as well"
-COARSE = 1.5  # a student so many times smaller than was asked for is worth a note
+COARSE = 1.75  # a student so many times smaller than was asked for is worth a note
 LISTED = 4  # stages that a refusal lists
 
 

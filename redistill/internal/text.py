@@ -66,3 +66,13 @@ def shorten(name: str, longest: int = LONGEST_NAME) -> str:
         return name
     head = (longest - 1) // 2
     return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
+
+
+def list_some(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are.
+
+    >>> list_some("abcdef", 2)
+    'a, b and 4 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

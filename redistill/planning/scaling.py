@@ -13,8 +13,8 @@ from redistill.memory.recording import GraphRecord, Storage
 from redistill.planning.crossings import SIDES, Crossing
 from redistill.planning.growth import growth_exponent
 from redistill.planning.red_overhead import red_overhead
-from redistill.planning.search import FACTORS, ConditionalRows, Matrix, PlanningProblem
-from redistill.planning.stages import StageGraph, coarse
+from redistill.planning.search import BETWEEN, FACTORS, ConditionalRows, Matrix, PlanningProblem
+from redistill.planning.stages import StageGraph, Transition, coarse
 from redistill.planning.taps import tap_activity, tap_name
 
 
@@ -126,16 +126,38 @@ class ScalingModel:
 def candidate_factors(stages: StageGraph, restore_deepest: bool = True) -> tuple[tuple[int, ...], ...]:
     """The factors each stage may take: 1 where it is fixed, no more than its side, and 1 for the deepest stage.
 
+    Between the powers of two are those that divide the grid, where strides lead from them to the next stage's.
     Restoring the grid of the deepest stage keeps what the teacher's head has learnt to read.
     """
     inner = [s for s in stages.free if s.fixed is None]
     deepest = min(inner, key=lambda s: (math.prod(s.grid), -s.index), default=None)
-    return tuple(
-        (1,)
-        if stage.fixed or stage.boundary or (restore_deepest and stage is deepest)
-        else tuple(d for d in FACTORS if d <= min((side for side in stage.grid if side > 1), default=1))
+    choices = [
+        (1,) if stage.fixed or stage.boundary or (restore_deepest and stage is deepest) else _factors_of(stage.grid)
         for stage in stages.stages
-    )
+    ]
+    return _without_dead_ends(choices, stages)
+
+
+def _factors_of(grid: Sequence[int]) -> tuple[int, ...]:
+    sides = [side for side in grid if side > 1]
+    between = [d for d in BETWEEN if all(side % d == 0 for side in sides)]
+    return tuple(d for d in sorted((*FACTORS, *between)) if d <= min(sides, default=1))
+
+
+def _without_dead_ends(choices: list[tuple[int, ...]], stages: StageGraph) -> tuple[tuple[int, ...], ...]:
+    """Leave out factors between the powers of two that no transition can take, until none is left."""
+    while True:
+        kept = list(choices)
+        for t in stages.transitions:
+            for here, there in ((t.source, t.target), (t.target, t.source)):
+                kept[here] = tuple(
+                    factor
+                    for factor in kept[here]
+                    if factor not in BETWEEN or any(_is_legal(t, here, factor, other) for other in choices[there])
+                )
+        if kept == choices:
+            return tuple(kept)
+        choices = kept
 
 
 def _whole(sizes: np.ndarray) -> np.ndarray:
@@ -163,3 +185,9 @@ def _keys(record: GraphRecord) -> list[tuple[tuple[str, int], int]]:
         seen[storage.node] = ordinal + 1
         keys.append(((storage.node, ordinal), index))
     return keys
+
+
+def _is_legal(transition: Transition, stage: int, factor: int, other: int) -> bool:
+    """Whether ``factor`` at ``stage`` goes with ``other`` on the transition's other side."""
+    forth = stage == transition.source
+    return transition.is_legal(factor, other) if forth else transition.is_legal(other, factor)

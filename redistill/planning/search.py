@@ -21,6 +21,7 @@ from redistill.errors import ModelError, PlanError
 from redistill.internal.text import MIB
 
 FACTORS = (1, 2, 4, 8, 16)
+BETWEEN = (3, 5, 6)  # factors for grids that they divide: on others a side rounded up would meet one that is not
 Matrix = np.ndarray  # choices x steps
 Forbidden = frozenset[tuple[tuple[int, int], ...]]  # choices (stage, index) that do not go together
 

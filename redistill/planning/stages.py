@@ -110,6 +110,7 @@ class StageGraph:
     record: GraphRecord
     growth: Growth = field(repr=False)
     stage_of: dict[str, int] = field(repr=False)
+    shared: tuple[str, ...] = ()  # modules called at several places, which share their factors
 
     @property
     def grown(self) -> GraphRecord:
@@ -150,6 +151,7 @@ class _Partition:
         self.crossings: list[tuple[Node, Node, str, str, Node | None]] = []  # node, source, kind, operator, size
         self.fixed: dict[Node, str] = {}
         self.inputs: list[Node] = []
+        self.shared: list[str] = []
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -280,8 +282,10 @@ class _Partition:
                 calls.setdefault((str(node.target), self.record.values[node.name]), []).append(node)
         fixed = {self.sets[n] for n in self.fixed}
         for nodes in calls.values():
-            if len({self.sets[n] in fixed for n in nodes}) == 1:
+            roots = {self.sets[n] for n in nodes}
+            if len(roots) > 1 and len({root in fixed for root in roots}) == 1:
                 self.sets.union(*nodes)
+                self.shared.append(str(nodes[0].target))
 
     def _number(self) -> StageGraph:
         order: dict[Node, int] = {}
@@ -303,7 +307,7 @@ class _Partition:
             if stage_of[s.name] != stage_of[n.name] or op == "resize"
         )  # fmt: skip
         stages = tuple(self._stage(i, nodes, stage_of, transitions) for i, nodes in enumerate(members))
-        return StageGraph(stages, transitions, self.record, self.growth, stage_of)
+        return StageGraph(stages, transitions, self.record, self.growth, stage_of, tuple(self.shared))
 
     def _stage(
         self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]
