@@ -143,6 +143,10 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
     for stage in free:
         if stage.fixed and given[stage.index] != 1:
             raise PlanError(f"stage {stage.name} must keep factor 1, for {stage.fixed}")
+        if given[stage.index] > max(stage.grid, default=1):
+            raise PlanError(
+                f"factor {given[stage.index]:,} is more than stage {stage.name} has places, {format_shape(stage.grid)}"
+            )
     by_stage = tuple(given.get(s.index, 1) for s in stages)
     problem = ScalingModel(analysis.stages, analysis.convention, [(f,) for f in by_stage]).problem()
     plan_from_factors(problem, by_stage, [s.name for s in stages])

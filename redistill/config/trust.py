@@ -31,6 +31,9 @@ def check_trust(config: Any, place: object, trust: bool) -> None:
         if isinstance(section, StudentConfig):
             _refuse_path(section.objective, f"{place} ({where}.objective)")
             _refuse_path(section.convention, f"{place} ({where}.convention)")
+        if isinstance(section, StudentConfig):
+            _refuse_path(section.objective, f"{place} ({where}.objective)")
+            _refuse_path(section.convention, f"{place} ({where}.convention)")
         if isinstance(section, DataConfig):
             _refuse_path(section.name, f"{place} ({where}.name)")
         if isinstance(section, DistillationConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ PROVIDERS = ("torchvision", "timm", "diffusers", "transformers", "ultralytics", 
 TRUSTED = ("torchvision", "timm", "diffusers", "redistill")
 """Those that build what a stranger names and run nothing of his; the others read files, or fetch code, by keywords."""
 
+_ABOVE_ZERO = frozenset({"width_mult", "width", "in_channels", "in_chans"})
+"""Keywords whose builders take nothing, or less, for a little."""
 _WEIGHT_KEYWORDS = {
     "weights",
     "weights_backbone",
@@ -89,6 +92,10 @@ def _parse_keyword(spec: str, item: str) -> tuple[str, Any]:
         raise ModelError(
             f"{spec}: {keyword!r} is no keyword of a spec; give weights='pretrained' or a file's path instead"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ModelError(f"{spec}: {item!r} is no finite number")
+    if keyword in _ABOVE_ZERO and isinstance(value, (int, float)) and value <= 0:
+        raise ModelError(f"{spec}: {item!r} must be above 0")
     return keyword, value
 
 

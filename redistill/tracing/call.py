@@ -136,6 +136,9 @@ def read_call(module: nn.Module, example: Any) -> tuple[Call, tuple[Tensor, ...]
             f"the example input holds no tensor, it is {_kind(example)}; give a tensor, a tuple of arguments (a list "
             "that is one argument as ([a, b],)) or a dict of keyword arguments"
         )
+    for leaf in tree_leaves(example):
+        if isinstance(leaf, Tensor) and not leaf.numel():
+            raise ModelError(f"the example input {tuple(leaf.shape)} is empty; give a batch of 1 or more")
     signature = signature_of(module)
     try:
         bound = _bind_example(signature, example)

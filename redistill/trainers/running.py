@@ -29,9 +29,9 @@ from redistill.trainers.experiment import Experiment
 from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
 from redistill.trainers.progress import Facts, Outcome
-from redistill.trainers.students import deliver, obtain_student
+from redistill.trainers.students import check_student, deliver, obtain_student
 from redistill.trainers.task import Task
-from redistill.trainers.teachers import obtain_teachers
+from redistill.trainers.teachers import check_teachers, obtain_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
         RedistillError: whatever a user can set right; the message is one line with the remedy.
     """
     experiment.check_settings()
+    check_teachers(experiment)
+    check_student(experiment)
     with sole_writer(experiment.folder) if processes().is_main_process else nullcontext():
         return _run(experiment, resume)
 

@@ -13,12 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import redistill
+from redistill.compiler.request import Request
 from redistill.config.files import find_file
 from redistill.config.settings import DistillationConfig, StudentConfig
 from redistill.distillation import Distillation, Need
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, RedistillError
 from redistill.internal import seeding
-from redistill.planning.search import FIDELITY
+from redistill.internal.plugins import is_path
+from redistill.internal.suggestions import suggest
+from redistill.models.specs import parse_spec
+from redistill.models.weights import choose_weights
+from redistill.planning.search import FIDELITY, OBJECTIVES
 from redistill.trainers.acceleration import processes
 from redistill.trainers.baselines import LEVERS
 from redistill.trainers.checkpoint import save_weights
@@ -46,6 +51,41 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
     elif student.recalibrate and (inherits or student.weights is not None):
         recalibrate(made, experiment, student.recalibrate, config.recipe.batch_size)
     return made
+
+
+def check_student(experiment: Experiment[Any]) -> None:
+    """Refuse, before a teacher is trained, a student that could not be made of what is asked for.
+
+    Raises:
+        RedistillError: naming the setting.
+    """
+    student = experiment.config.student
+    with settings_named("student"):
+        if student.budget is not None or student.factors is not None:
+            taps = _tap_file(student.taps or "auto")
+            if student.objective not in OBJECTIVES and not is_path(student.objective):
+                raise ConfigError(
+                    f"student.objective: there is none {student.objective!r}{suggest(student.objective, OBJECTIVES)}"
+                )
+            Request.of(student.budget, student.factors, student.convention, student.objective, taps)
+        if student.folder is not None and not Path(student.folder).is_dir():
+            raise ConfigError(f"student.folder: there is no folder {student.folder}")
+        if student.weights is not None:
+            choose_weights(parse_spec(student.model or experiment.config.teacher.model), student.weights)
+        if student.model is not None:
+            with seeding.seeded("check"):
+                experiment.load_model(student.model, "random")
+
+
+@contextmanager
+def settings_named(section: str) -> Iterator[None]:
+    """Say of which section of the configuration a refusal speaks."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except RedistillError as error:
+        raise ConfigError(f"{section}: {error}") from error
 
 
 def keeps_grids(made: nn.Module, config: StudentConfig) -> bool:

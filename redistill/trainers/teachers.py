@@ -12,13 +12,15 @@ from redistill.config.files import resolved
 from redistill.config.settings import RecipeConfig, TeacherConfig
 from redistill.distillation import MAIN
 from redistill.internal import seeding
-from redistill.models.weights import split_key
+from redistill.models.specs import parse_spec
+from redistill.models.weights import choose_weights, split_key
 from redistill.trainers.acceleration import processes
 from redistill.trainers.checkpoint import save_weights
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
 from redistill.trainers.progress import Facts
+from redistill.trainers.students import settings_named
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,21 @@ def obtain_teachers(experiment: Experiment[Any]) -> dict[str, nn.Module]:
     found = {name: obtain_teacher(experiment, teacher, places[name]) for name, teacher in wanted.items()}
     experiment.ask(found[MAIN])
     return found
+
+
+def check_teachers(experiment: Experiment[Any]) -> None:
+    """Refuse, before any teacher is trained, weights that are nowhere.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for name, teacher in {MAIN: experiment.config.teacher, **experiment.config.teachers}.items():
+        with settings_named(name if name == MAIN else f"teachers.{name}"):
+            spec = parse_spec(teacher.model)
+            if teacher.recipe is None:
+                choose_weights(spec, teacher.weights)
+            elif teacher.start is not None:
+                choose_weights(spec, teacher.start)
 
 
 def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: RunFolder) -> nn.Module:
