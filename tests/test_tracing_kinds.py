@@ -166,6 +166,8 @@ def test_forms_without_python_modules_or_weights_are_refused_with_what_to_give()
         capture(torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3)), X), X)
     with pytest.raises(ModelError, match=r"0 \(LazyConv2d\) is lazy.*run the model once"):
         capture(nn.Sequential(nn.LazyConv2d(4, 3)), X)
+    prepared = torch.ao.nn.quantized.FloatFunctional()  # of a model that may be quantised, but is not
+    assert same(Net(lambda self, y: self.sum.add(y, y), sum=prepared))
     quantised = torch.ao.nn.quantized.Conv2d(3, 4, 3)
     with pytest.raises(ModelError, match=r"0 \(Conv2d\) is quantised.*before quantisation"):
         capture(nn.Sequential(quantised), X)
@@ -174,6 +176,7 @@ def test_forms_without_python_modules_or_weights_are_refused_with_what_to_give()
 def test_what_a_model_holds_is_read_where_it_can_be():
     scale = torch.tensor([3.0, 4.0])
     same(Net(lambda self, y: y * y.new_full((1,), self.scale[1].item()), scale=scale))
+    same(Net(lambda self, y: y * y.new_full((1, 1, 1, 1), self.scale[0]), scale=scale))
     module = Net(lambda self, y: y * 2 if (self.steps + 1).item() > 4 else y)
     module.register_buffer("steps", torch.tensor(4))
     same(module)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from redistill.tracing.sources import passing_sources
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,12 +40,18 @@ def plain_context(inputs: Iterable[Any] = ()) -> Iterator[None]:
 
 
 def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
-    """Run ``function`` in a plain context: it yields the same whatever modes the caller has switched on."""
+    """Run ``function`` in a plain context: it yields the same whatever modes the caller has switched on.
+
+    It leaves nothing behind but its result.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with plain_context():
-            return function(*args, **kwargs)
+        kept: list[Any] = []
+        with passing_sources(kept), plain_context():
+            result = function(*args, **kwargs)
+            kept.append(result)
+        return result
 
     return call
 

@@ -102,7 +102,7 @@ def check_copyable(module: nn.Module) -> None:
         where = f"{path or 'the model'} ({type(part).__name__})"
         if any(nn.parameter.is_lazy(t) for t in (*part._parameters.values(), *part._buffers.values())):
             raise ModelError(f"{where} is lazy and has no weights yet; run the model once before")
-        if ".quantized" in type(part).__module__ and ".nn." in type(part).__module__:
+        if type(part).__module__.startswith("torch.ao.nn.") and hasattr(part, "_packed_params"):
             raise ModelError(
                 f"{where} is quantised: its weights are integers, which no other stride fits and no training moves; "
                 "give the model before quantisation, and quantise the student"

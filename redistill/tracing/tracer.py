@@ -145,9 +145,26 @@ class Tracer:
         return node is not None and isinstance(value, Tensor) and self.values[node] is value
 
     def _evaluate(self, node: Node) -> Any:
-        args, kwargs = (map_aggregate(a, self.value_of) for a in (node.args, node.kwargs))
         with self._unseen():
-            return to_meta(evaluate(self.skeleton, node.op, node.target, args, kwargs))
+            try:
+                return self._evaluate_with(node, self.value_of)
+            except RuntimeError:  # it may read a number that is held in a tensor
+                if not any(self._number_in(source) is not None for source in node.all_input_nodes):
+                    raise
+                return self._evaluate_with(node, self._number_or_value)
+
+    def _evaluate_with(self, node: Node, value_of: Callable[[Any], Any]) -> Any:
+        args, kwargs = (map_aggregate(a, value_of) for a in (node.args, node.kwargs))
+        return to_meta(evaluate(self.skeleton, node.op, node.target, args, kwargs))
+
+    def _number_in(self, node: Node) -> Any:
+        """The real value of a tensor that holds one number, if no input decides it."""
+        value = self.values[node]
+        return known_value(node, self.root) if isinstance(value, Tensor) and value.numel() == 1 else None
+
+    def _number_or_value(self, argument: Any) -> Any:
+        number = self._number_in(argument) if isinstance(argument, Node) else None
+        return self.value_of(argument) if number is None else number
 
     @contextmanager
     def _unseen(self) -> Iterator[None]:

@@ -1,10 +1,13 @@
 """Threads transform and serve side by side, and see nothing of each other."""
 
+import gc
+import linecache
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
+from torch.fx.graph_module import _loader
 
 import redistill
 
@@ -37,6 +40,23 @@ def test_eight_threads_transform_one_teacher_while_another_serves_it():
     assert {(student.code, student.plan.factors) for student in found} == {(alone.code, alone.plan.factors)}
     assert served
     assert all(served)
+
+
+def test_transforms_leave_nothing_behind():
+    teacher, images = make_teacher(), torch.rand(2, 3, 32, 32)
+
+    def count():
+        gc.collect()
+        return len(gc.get_objects()), len(_loader.eval_cache), len(linecache.cache)
+
+    for _ in range(3):
+        redistill.transform(teacher, images, "2x")
+    before = count()
+    for _ in range(5):
+        redistill.transform(teacher, images, "2x")
+    objects, sources, lines = count()
+    assert (sources, lines) == before[1:]
+    assert objects - before[0] < 100
 
 
 def test_a_trace_sees_nothing_of_another_threads_work():
