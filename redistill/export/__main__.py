@@ -23,7 +23,7 @@ from redistill.cli import (
     run,
     write_json,
 )
-from redistill.errors import ExportError
+from redistill.errors import ExportError, StudentError
 from redistill.export.calibration import calibration_batches
 from redistill.export.exporting import check_free, check_quantized, export
 from redistill.export.formats import FORMATS, format_named
@@ -125,13 +125,14 @@ def _default_name(folder: Path | None, given: argparse.Namespace) -> str:
 
 
 def _open_student(folder: Path, trust: bool) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
-    student = redistill.load_student(folder, trust=trust).eval()
-    origin = record_of(student).provenance
-    shapes = [spec.shape for spec in origin.inputs]
-    assert origin.model is not None, "a student without a model spec cannot be loaded from its folder"
-    teacher = load_model(require_trust(origin.model, folder, trust), "random")
-    inputs = example_inputs(origin.model, teacher, shapes[:1])
-    return student, inputs, {"student": recipe.read(folder), "inputs": describe_inputs(inputs)}
+    about = recipe.read(folder)
+    spec = about.get("model")
+    if spec is None:
+        raise StudentError(f"{folder} was made of a module that has no spec; load it with that and export it in Python")
+    teacher = load_model(require_trust(spec, folder, trust), "random")
+    student = redistill.load_student(folder, teacher).eval()
+    inputs = example_inputs(spec, teacher, [given.shape for given in record_of(student).provenance.inputs[:1]])
+    return student, inputs, {"student": about, "inputs": describe_inputs(inputs)}
 
 
 def _open_model(given: argparse.Namespace) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
