@@ -24,7 +24,8 @@ from torch import nn
 from redistill.config.recipe_fields import check_recipe
 from redistill.errors import ConfigError, RedistillError, StudentError
 from redistill.internal.documents import dump_yaml, read_yaml
-from redistill.internal.files import checksum, flush, reason, refuse_link, write_atomically
+from redistill.internal.files import checksum, flush, refuse_link, write_atomically
+from redistill.internal.reasons import reason
 
 RECIPE = "student.yaml"
 WEIGHTS = "weights.safetensors"
@@ -190,8 +191,9 @@ def load_weights(module: nn.Module, directory: Path) -> None:
         _check_values(module, path)
         safetensors.torch.load_model(module, str(path))
     except (RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise StudentError(f"the weights in {directory} do not fit the rebuilt student: {said}") from error
+        raise StudentError(
+            f"the weights in {directory} do not fit the rebuilt student: {reason(error, 300)}"
+        ) from error
 
 
 def _check_values(module: nn.Module, path: Path) -> None:

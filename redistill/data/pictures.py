@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from redistill.internal.reasons import reason
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 MODES = {1: "L", 3: "RGB"}
 
@@ -42,7 +44,7 @@ def decode(path: Path, channels: int = 3) -> Tensor:
         except UnreadablePictureError:
             raise
         except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
-            raise UnreadablePictureError(" ".join(str(error).split())[:100] or type(error).__name__) from error
+            raise UnreadablePictureError(reason(error, 100)) from error
 
 
 def count_pixels(path: Path) -> int:
@@ -55,7 +57,7 @@ def count_pixels(path: Path) -> int:
         with Image.open(path) as picture:
             return int(picture.width) * int(picture.height)
     except Exception as error:
-        raise UnreadablePictureError(" ".join(str(error).split())[:100] or type(error).__name__) from error
+        raise UnreadablePictureError(reason(error, 100)) from error
 
 
 def _to_bytes(picture: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ from redistill.data.folders import PictureFiles, PictureFolder, scan
 from redistill.data.pictures import MODES
 from redistill.errors import ConfigError, DataError
 from redistill.internal.plugins import find
+from redistill.internal.reasons import reason
 from redistill.internal.suggestions import suggest
 
 TEST_SHARE = 5  # every fifth of scikit-learn's digits is a test image
@@ -88,11 +89,7 @@ def _missing(config: DataConfig, error: Exception) -> str:
     remedy = "set data.root to the folder that holds it"
     if fetched:
         remedy += ", or let torchvision fetch it with --set data.download=true"
-    return f"{config.name} was looked for in {place} and not found ({_one_line(error)}); {remedy}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return f"{config.name} was looked for in {place} and not found ({reason(error, 200)}); {remedy}"
 
 
 def _digits(config: DataConfig) -> Source:

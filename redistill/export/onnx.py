@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from redistill.errors import ExportError
 from redistill.export.preparation import PreparedModel, trace_program
 from redistill.export.source_map import path_of
+from redistill.internal.reasons import reason
 from redistill.internal.silence import quietly
 
 METADATA = "redistill"
@@ -59,7 +60,7 @@ def _reason(error: BaseException, program: ExportedProgram) -> str:
     """The innermost cause, in one line, with the module that calls the operator it names."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())[:200]
+    text = reason(error, 200)
     named = re.search(r"<OpOverload\(op='\w+\.(\w+)'", text)
     users = [n for n in program.graph.nodes if named and n.op == "call_function" and named[1] in str(n.target)]
     return f"{text} (in {path_of(users[0])})" if users else text

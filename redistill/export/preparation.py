@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from redistill.errors import ExportError
+from redistill.internal.reasons import reason
 from redistill.internal.silence import quietly
 from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.memory.lifetimes import MemoryProfile
@@ -154,8 +155,8 @@ def trace_program(prepared: PreparedModel) -> ExportedProgram:
         with quietly(), torch.no_grad():
             return torch.export.export(prepared.deployed, prepared.inputs)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{type(prepared.graph_module).__name__} cannot be exported: {reason}") from error
+        name = type(prepared.graph_module).__name__
+        raise ExportError(f"{name} cannot be exported: {reason(error, 300)}") from error
 
 
 def trial_inputs(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from redistill.errors import ExportError
 from redistill.export.microcontroller import count_outputs, open_interpreter
 from redistill.export.preparation import PreparedModel
+from redistill.internal.reasons import reason
 from redistill.internal.silence import quietly, standard_error
 
 
@@ -43,8 +44,8 @@ def run(data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:
                 interpreter.set_input(_encode(_channels_last(x).numpy(), interpreter.get_input_details(slot)), slot)
             interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            reason = " ".join((said() or str(error)).split())[:200]
-            raise ExportError(f"TensorFlow Lite Micro cannot run this network: {reason}") from error
+            why = " ".join((said() or str(error)).split())[:200]
+            raise ExportError(f"TensorFlow Lite Micro cannot run this network: {why}") from error
     outputs = range(count_outputs(data))
     return [torch.from_numpy(_decode(interpreter.get_output(i), interpreter.get_output_details(i))) for i in outputs]
 
@@ -58,9 +59,7 @@ def _convert(graph_module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
         try:
             model = litert_torch.convert(last, tuple(map(_channels_last, inputs)))
         except Exception as error:
-            raise ExportError(
-                f"TensorFlow Lite cannot hold this network: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise ExportError(f"TensorFlow Lite cannot hold this network: {reason(error, 200)}") from error
         path = Path(folder) / "model.tflite"
         model.export(str(path))
         return path.read_bytes()

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from redistill.errors import ConfigError, RedistillError
-from redistill.internal.files import read_text, reason
+from redistill.internal.files import read_text
+from redistill.internal.reasons import reason
 
 LARGEST = 1 << 20
 """Bytes of a document."""
@@ -115,7 +116,7 @@ def _parse(text: str, where: object, error: Refusal, load: Callable[[str], Any],
     except RecursionError:
         raise error(f"{where}: nested too deeply") from None
     except Exception as fault:  # whatever a parser makes of any bytes
-        raise error(f"{where}: not valid {form}: {' '.join(str(fault).split())[:200]}") from None
+        raise error(f"{where}: not valid {form}: {reason(fault, 200)}") from None
 
 
 def _load_yaml(text: str) -> Any:

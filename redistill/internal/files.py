@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from redistill.errors import RedistillError
+from redistill.internal.reasons import reason
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 BLOCK = 1 << 20
@@ -101,9 +102,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in a few words on one line."""
-    words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return str(words)[:160]

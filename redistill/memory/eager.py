@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redistill.errors import ModelError
+from redistill.internal.reasons import first_line
 from redistill.internal.silence import quiet_logger
 from redistill.internal.text import format_shapes
 from redistill.memory.conventions import Convention
@@ -88,9 +89,8 @@ def _record_real(model: nn.Module, call: Call, inputs: Sequence[Tensor], item_si
     try:
         return _record(working_copy(model), call, inputs, item_size)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         name = type(model).__name__
-        raise ModelError(f"{name} does not run on an input of {format_shapes(inputs)}: {reason}") from error
+        raise ModelError(f"{name} does not run on an input of {format_shapes(inputs)}: {first_line(error)}") from error
 
 
 def _record(copy: nn.Module, call: Call, inputs: Sequence[Tensor], item_size: int | None) -> _EagerRecorder:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from redistill.errors import QuantizationError
-from redistill.internal.files import reason, write_atomically
+from redistill.internal.files import write_atomically
+from redistill.internal.reasons import reason
 from redistill.internal.silence import quietly
 from redistill.quantization.archive import cleaned
 from redistill.quantization.backend import require_backend

@@ -13,6 +13,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
 from redistill.errors import ModelError, TraceError
+from redistill.internal.reasons import first_line
 from redistill.internal.text import format_shapes
 from redistill.tracing.call import Call, take_apart
 from redistill.tracing.contexts import preserved_generators
@@ -48,9 +49,8 @@ def check_runs(model: nn.Module, call: Call, inputs: Sequence[Tensor]) -> None:
     try:
         run_copy(model, inputs, call)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{type(model).__name__} does not run on an input of {format_shapes(inputs)}: {reason}"
+            f"{type(model).__name__} does not run on an input of {format_shapes(inputs)}: {first_line(error)}"
         ) from error
 
 

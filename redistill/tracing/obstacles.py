@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from redistill.internal.reasons import first_line
 from redistill.tracing.guards import error_place
 
 _CONTROL_FLOW = (
@@ -41,9 +42,8 @@ def check_autocast(device: torch.device) -> None:
 
 def describe(error: BaseException) -> str:
     """An error's reason in one line, and the place in the teacher's code."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     place = error.place if isinstance(error, ObstacleError) else None
-    return f"{reason} ({place or error_place(error)})"
+    return f"{first_line(error)} ({place or error_place(error)})"
 
 
 def remedy_of(error: BaseException) -> str:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from redistill.errors import CheckpointError, RedistillError
 from redistill.internal.documents import read_json
-from redistill.internal.files import NO_LINK, checksum, flush, reason, refuse_link, remove, write_atomically
+from redistill.internal.files import NO_LINK, checksum, flush, refuse_link, remove, write_atomically
+from redistill.internal.reasons import reason
 from redistill.trainers.folder import RunFolder
 from redistill.trainers.state import PLAIN, TENSORS, Tree, read_state, write_state
 

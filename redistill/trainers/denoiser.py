@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from redistill.config.denoiser import DenoiserConfig
 from redistill.errors import ModelError
+from redistill.internal.reasons import reason
 from redistill.internal.text import format_shape
 from redistill.trainers.command import Command
 from redistill.trainers.denoising import CLASS_METHODS, DenoiserTask, draw_by_index
@@ -65,8 +66,7 @@ class DenoiserExperiment(Experiment[DenoiserConfig]):
             with torch.inference_mode():
                 output = model(*inputs)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ModelError(f"{name} does not run on {images} ({reason}); {self._remedy()}") from error
+            raise ModelError(f"{name} does not run on {images} ({reason(error)}); {self._remedy()}") from error
         if not isinstance(output, Tensor) or output.shape != inputs[0].shape:
             got = format_shape(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
             raise ModelError(f"{name} gives {got} for {images}; {self._remedy()}")

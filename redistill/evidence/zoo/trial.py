@@ -19,6 +19,7 @@ from redistill.errors import ModelError
 from redistill.evidence.verification import verify
 from redistill.evidence.zoo.catalogue import Entry, build
 from redistill.evidence.zoo.results import Row
+from redistill.internal.reasons import reason
 from redistill.student import record_of
 
 ASKED = "2x"
@@ -76,7 +77,7 @@ def _mildest(row: Row, model: nn.Module, analysis: Analysis) -> Student:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:600]
+    text = reason(error, 600)
     return (
         text
         if isinstance(error, RedistillError) and not isinstance(error, ModelError)

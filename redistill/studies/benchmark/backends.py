@@ -15,6 +15,7 @@ from redistill.export.formats import FORMATS
 from redistill.export.parity import FLOAT_BOUND, relative_error
 from redistill.export.preparation import prepare as prepare_network
 from redistill.export.preparation import tensors_of
+from redistill.internal.reasons import reason
 from redistill.internal.silence import quietly, standard_error
 
 Inputs = tuple[Tensor, ...]
@@ -109,8 +110,8 @@ def prepare(name: str, model: nn.Module, inputs: Inputs, threads: int) -> tuple[
             run = backend.prepare(model, inputs, threads)
             deviation = relative_error(tensors_of(run()), tensors_of(model(*inputs)))
     except Exception as error:  # any of the exporters' many
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RedistillError(f"{name} cannot run the network: {type(error).__name__}: {reason}") from error
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise RedistillError(f"{name} cannot run the network: {why}") from error
     if not deviation <= FLOAT_BOUND:
         raise RedistillError(f"{name} computes something else than eager: outputs differ by {deviation:.1e}, relative")
     return run, deviation

@@ -14,7 +14,7 @@ from redistill import load_student
 from redistill.data.sources import open_source
 from redistill.distillation import MAIN
 from redistill.errors import EvaluationError, ModelError
-from redistill.internal.files import reason
+from redistill.internal.reasons import reason
 from redistill.recipe import RECIPE
 from redistill.studies.evaluation.evaluating import EvaluationConfig
 from redistill.studies.evaluation.generation import TrainedDenoiser

@@ -12,7 +12,8 @@ from typing import Any
 
 from redistill.errors import RedistillError
 from redistill.internal.documents import LARGEST
-from redistill.internal.files import read_text, reason
+from redistill.internal.files import read_text
+from redistill.internal.reasons import reason
 from redistill.trainers.folder import RunFolder
 
 FORM = "write model,teacher,student as CSV, or {MODEL: {teacher: PERCENT, student: PERCENT}} as JSON"
