@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from redistill.compiler.analysis import Analysis
@@ -22,7 +23,7 @@ from redistill.internal.text import format_bytes
 from redistill.passes.patch import join_of
 from redistill.planning.patches.joint import PatchBound, plans_by_score
 from redistill.planning.patches.network import PatchNetwork
-from redistill.planning.patches.segmenting import Segmenter
+from redistill.planning.patches.segmenting import COARSE, FINE, Lattice, Segmentation, Segmenter
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import FIDELITY, Certificate, Objective
 
@@ -34,7 +35,8 @@ def pull_levers(analysis: Analysis, request: Request) -> Choice:
         PlanError, TapError, InfeasibleBudgetError: as :func:`redistill.transform`.
     """
     if "patches" not in request.levers:
-        return choose(analysis, request)
+        choice = choose(analysis, request)
+        return replace(choice, notes=(*choice.notes, *_what_patches_would_do(analysis, request, choice)))
     if request.goal == FIDELITY and "pool" in request.levers:
         raise ModelError("the objective fidelity compares pooled students; use it with the lever pool alone")
     limit = request.limit(analysis.profile.peak_bytes)
@@ -130,24 +132,45 @@ def _try(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, 
     return Choice(by_stage, taps, found.rewritten, None, (), found.plan) if found else None
 
 
-def teacher_segmenter(analysis: Analysis, max_extra_macs: float) -> Segmenter:
+def _what_patches_would_do(analysis: Analysis, request: Request, choice: Choice) -> Iterator[str]:
+    """For a student that is pooled to meet a budget, in one line and quickly: would patches do, and at what cost?"""
+    limit = request.limit(analysis.profile.peak_bytes)
+    if limit is None or all(factor == 1 for factor in choice.by_stage):
+        return
+    segmenter = teacher_segmenter(analysis, request.max_extra_macs, COARSE)
+    found = segmenter.find(limit)
+    if found is not None:
+        yield f"patches alone would meet this budget at {_cost(analysis, found)}, outputs unchanged (levers patches)"
+    else:
+        best = best_patches(segmenter, limit, precision=0.2)
+        yield f"patches alone do not meet this budget: {_best(analysis, best)}; together (levers patches,pool) they do"
+
+
+def _cost(analysis: Analysis, found: Segmentation) -> str:
+    return f"+{100 * found.extra_macs / max(analysis.profile.macs, 1):.1f} % MACs"
+
+
+def _best(analysis: Analysis, best: Segmentation) -> str:
+    """The best that patches can do."""
+    if not best.regions:
+        return "nothing at its peak can be run in parts"
+    ratio = analysis.profile.peak_bytes / best.peak_bytes
+    reached = f"{format_bytes(best.peak_bytes)}, {ratio:.2f}x, at {_cost(analysis, best)}"
+    return f"the best that can be had is {reached}"
+
+
+def teacher_segmenter(analysis: Analysis, max_extra_macs: float, lattice: Lattice = FINE) -> Segmenter:
     """A segmenter of the teacher's own graph."""
     convention = analysis.convention.of_graph
     network = PatchNetwork(analysis.graph_module, analysis.stages.record, convention)
-    return Segmenter(network, max_extra_macs, join_of(convention))
+    return Segmenter(network, max_extra_macs, join_of(convention), lattice)
 
 
 def explain_patches(analysis: Analysis, request: Request, limit: int) -> str:
     """Why patches alone do not fit: the best that they can do within the extra work allowed."""
-    best = best_patches(teacher_segmenter(analysis, request.max_extra_macs))
-    peak = analysis.profile.peak_bytes
-    can = "nothing at its peak can be run in parts"
-    if best.regions:
-        cost = 100 * best.extra_macs / max(analysis.profile.macs, 1)
-        reached = f"{format_bytes(best.peak_bytes)}, {peak / best.peak_bytes:.2f}x"
-        can = f"the best that can be had is {reached}, at +{cost:.1f} % MACs"
+    best = best_patches(teacher_segmenter(analysis, request.max_extra_macs), limit)
     return (
         f"patches alone do not bring {analysis.name} within {format_bytes(limit)} ({analysis.convention}) at no more "
-        f"than +{100 * request.max_extra_macs:g} % MACs; {can}; allow more with max_extra_macs, or "
+        f"than +{100 * request.max_extra_macs:g} % MACs; {_best(analysis, best)}; allow more with max_extra_macs, or "
         "pool as well: levers patches,pool"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from redistill.compiler.analysis import Analysis
@@ -76,29 +75,18 @@ def carry_out_patches(analysis: Analysis, rewritten: Rewritten, plan: PatchPlan)
     return Patched(replace(rewritten, profile=profile, record=record), plan)
 
 
-def best_patches(segmenter: Segmenter) -> Segmentation:
-    """The segmentation of least memory within the extra work allowed, to a hundredth; the network whole if none helps.
+def best_patches(segmenter: Segmenter, above: int = 0, precision: float = PRECISION) -> Segmentation:
+    """The segmentation of least memory within the extra work allowed; the network whole if nothing can be gained.
 
-    Found by bisection: what fits a limit fits a larger one.
+    Found by bisection down to ``precision``: what fits a limit fits a larger one. ``above`` bytes are known not to do.
     """
     best = Segmentation((), 0, max(segmenter.network.live))
-    for limit in _limits(segmenter):
-        found = segmenter.find(limit.bytes)
-        limit.holds = found is not None
-        if found is not None and found.peak_bytes < best.peak_bytes:
+    low = max(above, segmenter.bound())
+    while low < best.peak_bytes * (1 - precision):
+        limit = (low + best.peak_bytes) // 2
+        found = segmenter.find(limit)
+        if found is None:
+            low = limit
+        else:
             best = found
     return best
-
-
-class _Limit:
-    def __init__(self, size: int) -> None:
-        self.bytes = size
-        self.holds = False
-
-
-def _limits(segmenter: Segmenter) -> Iterator[_Limit]:
-    low, high = segmenter.bound(), max(segmenter.network.live)
-    while low < high * (1 - PRECISION):
-        limit = _Limit((low + high) // 2)
-        yield limit
-        low, high = (low, limit.bytes) if limit.holds else (limit.bytes, high)

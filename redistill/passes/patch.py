@@ -286,8 +286,9 @@ class _Layer:
         if all(getattr(module, name) == value for name, value in settings.items()):
             return path
         name = "_".join([path, *(f"{'x'.join(map(str, v))}" for v in settings.values() if not isinstance(v, str))])
-        if name not in dict(self.graph_module.named_modules()):
-            self.graph_module.add_submodule(name, make_variant(module, settings))
+        if name not in self.network.modules:
+            self.network.modules[name] = make_variant(module, settings)
+            self.graph_module.add_submodule(name, self.network.modules[name])
         return name
 
     def _read(self, read: Read) -> Node:

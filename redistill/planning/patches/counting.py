@@ -185,17 +185,9 @@ def _extent_of(instruction: Instruction) -> tuple[Any, ...]:
     return (type(instruction), *_extent(made), *rows)
 
 
-def work(step: Step, rows: Iterable[Use | None], columns: Iterable[Use | None]) -> int:
-    """Multiply-accumulates of an operation run on all these parts."""
+def share_of_work(step: Step, use: Use, axis: int) -> float:
+    """The part of an operation's work along an axis that a use of it is."""
     assert step.rule is not None
-    lengths = []
-    sides = step.sides
     if step.rule.by_input:
-        sides = tuple(_input_side(step, axis) for axis in (0, 1))  # type: ignore[assignment]
-    for uses in (rows, columns):
-        lengths.append(sum((u.high - u.low if step.rule.by_input else u.length) for u in uses if u is not None))
-    return step.macs * lengths[0] * lengths[1] // max(sides[0] * sides[1], 1)
-
-
-def _input_side(step: Step, axis: int) -> int:
-    return int(getattr(step.axis_rule(axis), "size"))  # noqa: B009
+        return (use.high - use.low) / int(getattr(step.axis_rule(axis), "size"))  # noqa: B009
+    return use.length / step.sides[axis]

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -88,6 +89,21 @@ class PatchNetwork:
         """Bytes alive while each operation runs as it is."""
         steps = timeline(self.record, lifetimes(self.record, self.convention), self.convention)
         return [step.live_bytes for step in steps]
+
+    @cached_property
+    def work(self) -> np.ndarray:
+        """Multiply-accumulates of each operation that can be run in parts; 0 for all others."""
+        return np.array([0.0 if s.ready is not None else float(s.macs) for s in self.steps])
+
+    @cached_property
+    def is_square(self) -> bool:
+        """Whether rows and columns are alike throughout."""
+        ruled = [s for s in self.steps if s.rule is not None]
+        return all(
+            s.axis_rule(0) == s.axis_rule(1) and s.sides[0] == s.sides[1] and all(a == b for a, b in spreads(s))
+            for s in ruled
+            if not s.is_tuple
+        )
 
     @cached_property
     def crossing(self) -> list[int]:
@@ -243,6 +259,11 @@ class PatchNetwork:
         first = shape if isinstance(shape, Shape) else shape[0] if isinstance(shape, tuple) and shape else ()
         assert isinstance(first, tuple)
         return self.record.storages[operation.creates[0]].bytes // max(first[axes[0]] * first[axes[1]], 1)
+
+
+def spreads(step: Step) -> list[tuple[bool, bool]]:
+    """Along which axes each input is spread."""
+    return [operand.spread for operand in step.operands]
 
 
 def _used(step: Step, position: int) -> Step:

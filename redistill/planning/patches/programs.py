@@ -101,10 +101,14 @@ Instruction = Run | Join | Keep | Write
 
 @dataclass(frozen=True)
 class AxisPart:
-    """What one tile needs along one axis: for each operation of the region the span it makes, and how."""
+    """What one tile needs along one axis: for each operation of the region the span it makes, and how.
+
+    ``fails`` is the last operation that cannot make its part by itself, -1 if there is none.
+    """
 
     made: dict[int, Span]
     uses: dict[int, Use]
+    fails: int = -1
 
 
 def divide(side: int, parts: int) -> list[Span]:
@@ -114,11 +118,7 @@ def divide(side: int, parts: int) -> list[Span]:
 
 
 def reach_back(network: PatchNetwork, start: int, end: int, parts: int, axis: int) -> list[AxisPart]:
-    """For each of ``parts`` tiles along an axis what it needs of each operation from ``start`` to ``end``.
-
-    Raises:
-        TileError: an operation cannot make its part by itself.
-    """
+    """For each of ``parts`` tiles along an axis what it needs of each operation from ``start`` to ``end``."""
     return [_reach_back(network, start, end, axis, parts, tile) for tile in range(parts)]
 
 
@@ -131,10 +131,13 @@ def _reach_back(network: PatchNetwork, start: int, end: int, axis: int, parts: i
         if step.last_use >= end:
             own = divide(step.sides[axis], parts)[tile]
             if own[0] == own[1]:
-                raise TileError(f"a map of side {step.sides[axis]} cannot be divided into {parts}")
+                return AxisPart(needed, uses, step.position)
             _widen(needed, step.position, own)
         if step.position in needed:
-            uses[step.position] = use = step.axis_rule(axis).use(*needed[step.position])
+            try:
+                uses[step.position] = use = step.axis_rule(axis).use(*needed[step.position])
+            except TileError:
+                return AxisPart(needed, uses, step.position)
             for operand in step.operands:
                 _widen(needed, operand.position, (use.low, use.high) if operand.spread[axis] else (0, 1))
     return AxisPart(needed, uses)

@@ -6,21 +6,32 @@ region in a form whose bytes fit; its length is the multiply-accumulates that th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
 import networkx as nx
+import numpy as np
 
-from redistill.planning.patches.axes import Pool, TileError, Window
-from redistill.planning.patches.counting import strip_bound, strips_peak, tile_bound, tiles_peak, work
+from redistill.planning.patches.axes import Pool, TileError, Use, Window
+from redistill.planning.patches.counting import share_of_work, strip_bound, strips_peak, tile_bound, tiles_peak
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.programs import AxisPart, Form, Fronts, Region, find_fronts, reach_back
 
-PARTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
-STRIPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)
-MOST_TILES = 64
+
+@dataclass(frozen=True)
+class Lattice:
+    """The forms considered: tiles of ``parts`` by ``parts``, at most ``most`` in all, and numbers of strips."""
+
+    parts: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+    strips: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)
+    most: int = 64
+
+
+FINE = Lattice()
+COARSE = Lattice((1, 2, 4, 8), (2, 4, 8, 14, 28, 56), 32)
+"""Enough to tell quickly what patches would do."""
 NEARLY = 0.005
 """Segmentations within this share of the network's multiply-accumulates count as equally cheap: fewer calls win."""
 
@@ -66,11 +77,15 @@ class Edge:
 class Segmenter:
     """Finds segmentations of one network; what does not depend on the limit is computed once."""
 
-    def __init__(self, network: PatchNetwork, max_extra_macs: float = 0.25, join: str = "write") -> None:
+    def __init__(
+        self, network: PatchNetwork, max_extra_macs: float = 0.25, join: str = "write", lattice: Lattice = FINE
+    ) -> None:
         self.network = network
+        self.lattice = lattice
         self.join = join
         self.most_extra = int(max_extra_macs * network.macs)
         self._parts: dict[tuple[int, int, int], tuple[int, list[AxisPart]]] = {}
+        self._work: dict[tuple[int, int, int], tuple[list[AxisPart], np.ndarray]] = {}
         self._fronts: dict[tuple[int, int], tuple[int, Fronts]] = {}
         self._edges: dict[tuple[int, int, Form], Edge | None] = {}
         self.tried = 0
@@ -192,27 +207,49 @@ class Segmenter:
         """The forms that a region's results can be divided into."""
         results = [self.network.steps[t].sides for t in self.network.results(start, end)]
         height, width = (min(side[axis] for side in results) for axis in (0, 1))
-        for rows in STRIPS:
+        for rows in self.lattice.strips:
             if rows <= height:
                 yield Form(rows, 1, keeps=True)
-        for rows in PARTS:
-            for columns in PARTS:
-                if 1 < rows * columns <= MOST_TILES and rows <= height and columns <= width and rows >= columns:
+        for rows in self.lattice.parts:
+            for columns in self.lattice.parts:
+                if 1 < rows * columns <= self.lattice.most and rows <= height and columns <= width and rows >= columns:
                     yield Form(rows, columns)
 
     def extra_macs(self, start: int, end: int, form: Form) -> int | None:
         """Multiply-accumulates that the form computes more than the region as it is; None if it cannot be run so."""
-        inside = [s for s in self.network.steps[start:end] if s.ready is None and s.macs]
         try:
-            columns = self.axis_parts(start, end, form.columns, 1)
-            if form.keeps:
-                fronts = self.fronts(start, end, form.rows)
-                rows = fronts.uses
-                return sum(work(s, rows.get(s.position, ()), _uses(columns, s.position)) - s.macs for s in inside)
-            tiles = self.axis_parts(start, end, form.rows, 0)
+            columns = self.axis_work(start, end, form.columns, 1)[start:end]
+            rows = self.strip_work(start, end, form.rows) if form.keeps else self.axis_work(start, end, form.rows, 0)
         except TileError:
             return None
-        return sum(work(s, _uses(tiles, s.position), _uses(columns, s.position)) - s.macs for s in inside)
+        return int(np.rint(self.network.work[start:end] @ (rows[start:end] * columns - 1)))
+
+    def axis_work(self, start: int, end: int, parts: int, axis: int) -> np.ndarray:
+        """For each operation the length that all tiles along an axis compute, as a share of the whole.
+
+        Raises:
+            TileError: an operation cannot make its part by itself.
+        """
+        axis = 0 if self.network.is_square else axis
+        tiles = self.axis_parts(start, end, parts, axis)
+        known = self._work.get((end, parts, axis))
+        if known is None or known[0] is not tiles:
+            known = self._work[end, parts, axis] = (tiles, self._shares([p.uses for p in tiles], axis))
+        return known[1]
+
+    def strip_work(self, start: int, end: int, parts: int) -> np.ndarray:
+        """The same of rows in strips, each of which is computed once."""
+        uses = self.fronts(start, end, parts).uses
+        return self._shares([{t: u for t, u in ((t, us[i]) for t, us in uses.items()) if u} for i in range(parts)], 0)
+
+    def _shares(self, parts: Sequence[Mapping[int, Use]], axis: int) -> np.ndarray:
+        found = np.zeros(len(self.network))
+        for uses in parts:
+            for position, use in uses.items():
+                step = self.network.steps[position]
+                if step.macs:
+                    found[position] += share_of_work(step, use, axis)
+        return found
 
     def axis_parts(self, start: int, end: int, parts: int, axis: int) -> list[AxisPart]:
         """What each tile along an axis needs.
@@ -220,9 +257,12 @@ class Segmenter:
         Raises:
             TileError: an operation cannot make its part by itself.
         """
+        axis = 0 if self.network.is_square else axis
         known = self._parts.get((end, parts, axis))
         if known is None or known[0] > start:
             known = self._parts[end, parts, axis] = (start, reach_back(self.network, start, end, parts, axis))
+        if any(part.fails >= start for part in known[1]):
+            raise TileError(f"the region cannot be divided into {parts}")
         return known[1]
 
     def fronts(self, start: int, end: int, parts: int) -> Fronts:
@@ -284,10 +324,6 @@ class Segmenter:
     def _peak_outside(self, regions: list[Region]) -> int:
         inside = {t for r in regions for t in range(r.start, r.end)}
         return max((level for t, level in enumerate(self.network.live) if t not in inside), default=0)
-
-
-def _uses(parts: list[AxisPart], position: int) -> list:  # type: ignore[type-arg]
-    return [part.uses.get(position) for part in parts]
 
 
 def _fewest_calls(
