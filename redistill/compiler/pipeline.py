@@ -21,11 +21,13 @@ from redistill.compiler.patching import carry_out_patches
 from redistill.compiler.request import MAX_EXTRA_MACS, Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.models import load_model
 from redistill.models.specs import require_trust
 from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
+from redistill.report.data import is_red_block
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 from redistill.tracing.call import read_arguments
 from redistill.tracing.contexts import undisturbed
@@ -153,7 +155,7 @@ def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Stu
         factors=tuple(choice.by_stage[s.index] for s in analysis.stages.free),
         by_stage=choice.by_stage,
         peak_bytes=profile.peak_bytes,
-        macs_kept=profile.macs / max(1, analysis.profile.macs),
+        macs_kept=own_macs(profile, choice) / max(1, analysis.profile.macs),
         objective=request.goal,
         limit=request.limit(analysis.profile.peak_bytes),
         certificate=choice.certificate,
@@ -174,6 +176,12 @@ def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Stu
     student = Student.from_graph(choice.rewritten.graph_module, record, analysis.config)
     student.train(analysis.training)
     return student
+
+
+def own_macs(profile: MemoryProfile, choice: Choice) -> int:
+    """What is left of the teacher's own operations: without RED blocks, and without what patches compute twice."""
+    red = sum(step.macs for step in profile.timeline if is_red_block(step))
+    return profile.macs - red - (choice.patches.extra_macs if choice.patches else 0)
 
 
 def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:

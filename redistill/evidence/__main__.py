@@ -23,11 +23,13 @@ TABLES = {
     "zoo": "networks of public libraries, each transformed and checked in a process of its own (zoo --help)",
     "fitting": "fitting a student to its teacher at 224 with 256 images: seconds, and what it gains",
     "trust": "bad inputs, strangers' files, threads, damages and kills, and what came of them (trust --help)",
+    "patches": "networks run in parts: cost, regions, time, equal outputs, measured bytes (patches --help)",
+    "lossless": "to which budget patches alone suffice, and what pooling must then do with and without them",
     "latency": "teachers and students at 4x called in turn, with the spread of the ratios",
 }
-NARROWED = ("coverage", "arena")
+NARROWED = ("coverage", "arena", "lossless")
 """Tables of which a part can be asked for."""
-COMMANDS = ("zoo", "trust")
+COMMANDS = ("zoo", "trust", "patches")
 """Tables with options of their own."""
 
 

@@ -120,7 +120,8 @@ class PoolingPlan:
     """A plan as a user sees it: one factor a stage in data-flow order, and what it reaches once carried out.
 
     ``factors`` speaks of the free stages, ``by_stage`` of all of them; ``peak_bytes`` is that of the rewritten graph,
-    RED blocks included; ``macs_kept`` is the student's share of the teacher's multiply-accumulates.
+    RED blocks included; ``macs_kept`` is what is left of the teacher's own multiply-accumulates, without
+    what RED blocks add and what patches compute twice.
     """
 
     factors: tuple[int, ...]

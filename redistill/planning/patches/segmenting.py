@@ -32,7 +32,7 @@ class Lattice:
 FINE = Lattice()
 COARSE = Lattice((1, 2, 4, 8), (2, 4, 8, 14, 28, 56), 32)
 """Enough to tell quickly what patches would do."""
-NEARLY = 0.005
+NEARLY = 0.004
 """Segmentations within this share of the network's multiply-accumulates count as equally cheap: fewer calls win."""
 
 
