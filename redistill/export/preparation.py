@@ -21,6 +21,7 @@ from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.bake_convolutions import BakeConvolutionsPass
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
+from redistill.passes.patch import PatchPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.tracing.call import OverTensors, read_call
@@ -86,8 +87,9 @@ def prepare(
     """Capture ``model`` (unless it is a graph already), fold its batch norms and record it; ``model`` is not changed.
 
     The file takes the tensors of the example input in their order, and returns those of the output in theirs.
-    With ``reorder`` the operations come in the order of least memory. ``graph`` and ``eager`` describe PyTorch's own
-    runs, not a file's: such a student is exported under ``deploy``.
+    A student with patches is exported as it runs, piece by piece, the pieces put together by concatenation.
+    With ``reorder`` the operations of others come in the order of least memory. ``graph`` and ``eager`` describe
+    PyTorch's own runs, not a file's: such a student is exported under ``deploy``.
 
     Raises:
         ModelError, TraceError: the model does not run on the inputs or cannot be traced.
@@ -100,8 +102,9 @@ def prepare(
     folded = _inference_copy(graph_module, type(model).__name__)
     for rewrite in (StripGuardsPass(), BakeConvolutionsPass(), FoldBatchNormPass()):
         rewrite(folded)
-    if reorder:
-        _shape_placeholders(folded, inputs)
+    _shape_placeholders(folded, inputs)
+    patched = PatchPass("concat")(folded)  # a file's memory is planned by values: none is written into
+    if reorder and not (patched and patched.modified):
         ReorderPass(counted)(folded)
     return PreparedModel(reference, folded, inputs, counted, record_graph(folded, inputs), dict(metadata or {}))
 
