@@ -21,6 +21,7 @@ TABLES = {
     "sampling": "64 images by DDIM-50, teacher against 4x student, in turn",
     "arena": "the arena that ExecuTorch plans, byte by byte, and the file run (needs redistill[export])",
     "zoo": "networks of public libraries, each transformed and checked in a process of its own (zoo --help)",
+    "libraries": "what people bring, from the teacher to an ONNX file, each in a process of its own",
     "fitting": "fitting a student to its teacher at 224 with 256 images: seconds, and what it gains",
     "trust": "bad inputs, strangers' files, threads, damages and kills, and what came of them (trust --help)",
     "patches": "networks run in parts: cost, regions, time, equal outputs, measured bytes (patches --help)",
@@ -29,12 +30,15 @@ TABLES = {
 }
 NARROWED = ("coverage", "arena", "lossless")
 """Tables of which a part can be asked for."""
-COMMANDS = ("zoo", "trust", "patches")
+COMMANDS = ("zoo", "libraries", "trust", "patches")
 """Tables with options of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compute and print a table."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in COMMANDS:
+        return int(import_module(f"redistill.evidence.{words[0]}").main(words[1:]))
     parser = argparse.ArgumentParser(
         prog="redistill evidence",
         description="Recompute a table of the README.",
@@ -43,11 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("names", nargs="*", help=f"{', '.join(NARROWED)}: only models whose name contains one of these")
-    given, options = parser.parse_known_args(arguments)
-    if given.table in COMMANDS:
-        return int(import_module(f"redistill.evidence.{given.table}").main([*given.names, *options]))
-    if options:
-        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    given = parser.parse_args(words)
     started = time.perf_counter()
     warnings.filterwarnings("ignore", module="torchvision|diffusers")
     make_table = import_module(f"redistill.evidence.{given.table}").run
