@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property, resolve_name
+from torch.utils._pytree import tree_map_only
 
 from redistill.tracing.obstacles import DataDependenceError, ObstacleError
 
@@ -22,6 +23,7 @@ _READS = frozenset((
     "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero",
     "__array__", "__contains__", "__repr__", "__format__", "__str__", "equal", "allclose", "isclose_", "__reduce_ex__",
 ))  # fmt: skip
+_FILLS = frozenset(("full", "new_full", "full_like", "fill_"))
 # ``x + y`` comes as ``x.add(y)``: one form for both, and ``a += b`` stays in place.
 _OPERATORS: dict[str, tuple[Callable[..., Any], int]] = {
     "add": (operator.add, 2), "sub": (operator.sub, 2), "mul": (operator.mul, 2), "div": (operator.truediv, 2),
@@ -68,7 +70,14 @@ class RecordFunctions(TorchFunctionMode):
             return self._each(args[0], name)
         if name in ("dim", "ndimension", "element_size") or (name.startswith("is_") and name != "is_nonzero"):
             return func(*args, **kwargs)
+        if name in _FILLS:
+            args, kwargs = tree_map_only(Tensor, self._as_number, (args, kwargs))
         return self.tracer.record(*_as_call(func, name, args, kwargs))
+
+    def _as_number(self, value: Tensor) -> Any:
+        """What is filled with is a number, also where it is read from a tensor that no input decides."""
+        known = self.tracer.known(value) if value.dim() == 0 else None
+        return value if known is None else known.item()
 
     def _attribute(self, func: Any, name: str, action: str, tensor: Any, *rest: Any) -> Any:
         """Sizes and views are recorded; the device is the teacher's, not the trace's."""
