@@ -204,3 +204,18 @@ def test_constants_made_in_forward_travel_with_the_graph():
     graph_module, _ = trace(WithConstant(), torch.randn(1, 3, 4, 4))
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(graph_module(x), x * torch.arange(3.0)[:, None, None])
+
+
+class FillsWithAConstant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.strides = nn.Conv2d(3, 4, 3, 2, 1), torch.tensor([8.0, 16.0])
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x.flatten(2) * x.new_full((x.shape[2] * x.shape[3],), self.strides[1])
+
+
+def test_a_fill_value_read_from_a_constant_tensor_is_a_number():
+    module, x = FillsWithAConstant().eval(), torch.randn(1, 3, 16, 16)
+    assert torch.allclose(capture(module, x).graph_module(x), module(x))

@@ -16,6 +16,7 @@ from redistill.compiler.choosing import carry_out
 from redistill.compiler.request import Request
 from redistill.student import record_of
 from redistill.tracing.call import take_apart
+from redistill.tracing.copying import clone
 
 CLOSE = 1e-3
 """How far from the teacher's outputs a graph with factors 1 may be, as a share of the largest of them."""
@@ -26,12 +27,13 @@ def verify(model: nn.Module, student: Student, analysis: Analysis) -> str:
     plan = record_of(student).plan
     if plan.limit is not None and plan.peak_bytes > plan.limit:
         return "over the budget"
+    untouched = clone(model)  # detectors keep what their first run made
     expected, found = _run(model.eval(), analysis), _run(student.eval(), analysis)
     if _form(expected) != _form(found):
         return f"another output: {_form(found)} for {_form(expected)}"[:300]
     if not _trains(student, analysis):
         return "not finite"
-    return _verify_unpooled(expected, analysis) or _verify_saved(model, student.eval(), analysis)
+    return _verify_unpooled(expected, analysis) or _verify_saved(untouched, student.eval(), analysis)
 
 
 def _run(network: nn.Module, analysis: Analysis) -> Any:
