@@ -117,6 +117,57 @@ def test_a_killed_comparison_takes_its_runs_along(tmp_path):
     assert not rest
 
 
+MORTALS = """
+import os, signal, sys
+from pathlib import Path
+from redistill.config.settings import ExperimentConfig
+from redistill.errors import RedistillError
+from redistill.studies.comparison.making import finish_together
+from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, Judge
+
+class Mortals(Judge):
+    kind = ExperimentConfig
+    def __init__(self, config, folder, *, trust=False):
+        super().__init__(config, folder, trust=trust)
+        from redistill.studies.comparison.runs import Row
+        self.reference = Row("1x", "", "reference", ())
+    def train(self, settings, place, *, resume): ...
+    def score(self, row, seed): return {}
+    def render(self, results): return ""
+    def draw(self, results): ...
+    def finish(self, row, seed):
+        mark = self.folder / f"{row.name}-begun"
+        if row.methods == "full":
+            raise OSError(28, "No space left on device")
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self.folder / f"{row.name}-done").touch()
+        return self.folder
+
+if __name__ == "__main__":
+    methods = tuple(sys.argv[2:])
+    grid = GridConfig(plans={"4x": ()}, starts={"scratch": ()}, methods=methods)
+    try:
+        finish_together(Mortals(ComparisonConfig(seeds=(0,), grids=(grid,)), Path(sys.argv[1])), jobs=2)
+        print("all done")
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("methods", "said"), [(("kd", "at"), "all done"), (("full", "kd"), "No space left on device")])
+def test_killed_workers_and_full_disks_do_not_end_the_others(tmp_path, methods, said):
+    script = tmp_path / "mortals.py"
+    script.write_text(MORTALS)
+    ended = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), *methods], capture_output=True, text=True, timeout=300
+    )
+    assert said in ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert {path.name for path in tmp_path.glob("*-done")} >= {f"4x-scratch-{methods[-1]}-done"}
+
+
 def test_finished_runs_are_kept(tmp_path, monkeypatch):
     calls = []
 

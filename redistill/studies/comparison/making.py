@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
 import torch
 from tqdm import tqdm
 
-from redistill.errors import ConfigError, PlanError, TapError
+from redistill.errors import CheckpointError, ConfigError, PlanError, RedistillError, TapError
 from redistill.internal.files import write_atomically
 from redistill.studies.comparison.runs import ComparisonConfig, Judge, Result, Row, rows
 from redistill.trainers.acceleration import processes
 from redistill.trainers.folder import RunFolder
 
 TABLE = "table.md"
+LIVES = 5
+"""How often killed processes are begun again."""
 
 UNSUITED = (ConfigError, PlanError, TapError)
 """What is raised where a student and a method, or a lever and a budget, do not go together."""
@@ -28,17 +31,53 @@ logger = logging.getLogger(__name__)
 
 
 def finish_together(judge: Judge, jobs: int) -> None:
-    """Make all runs in so many processes with equal parts of the cores, after the first, which trains the teacher."""
+    """Make all runs in so many processes with equal parts of the cores, after the first, which trains the teacher.
+
+    Runs whose process was killed, by a system out of memory say, go on from their checkpoints in a new one.
+
+    Raises:
+        RedistillError: a run failed; the others are finished first. Or processes are killed again and again.
+    """
     runs = [(row, seed) for row in rows(judge.config, judge.reference) for seed in judge.seeds(row)]
     judge.score(*runs[0])
+    left, failed, lives = runs[1:], list[Exception](), LIVES
+    while left and lives:
+        left, lives = _finish_some(judge, jobs, left, failed), lives - 1
+    if failed:
+        raise failed[0]
+    if left:
+        raise CheckpointError(
+            f"processes of {judge.folder} were killed {LIVES} times, that of {left[0][0].name} among them; is there "
+            "memory for so many? Lower --jobs and call again: what is done is kept"
+        )
+
+
+def _finish_some(
+    judge: Judge, jobs: int, runs: list[tuple[Row, int]], failed: list[Exception]
+) -> list[tuple[Row, int]]:
+    """Make runs together; those whose process was killed are returned, what else went wrong is added to ``failed``."""
+    killed = list[tuple[Row, int]]()
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (jobs,)) as pool:
-        futures = [pool.submit(_finish, type(judge), judge.config, judge.folder, judge.trust, *run) for run in runs[1:]]
-        for future in tqdm(as_completed(futures), total=len(futures), unit="run"):
-            with suppress(*UNSUITED):  # said when the table is made
-                future.result()
+        made = {pool.submit(_finish, type(judge), judge.config, judge.folder, judge.trust, *run): run for run in runs}
+        try:
+            for future in tqdm(as_completed(made), total=len(made), unit="run"):
+                try:
+                    future.result()
+                except UNSUITED:  # said when the table is made
+                    pass
+                except BrokenProcessPool:
+                    killed.append(made[future])
+                except (RedistillError, OSError) as error:  # a full disk, say: what else can be finished is
+                    failed.append(error)
+        except BaseException:  # Ctrl-C and termination: checkpoints are whole at any moment
+            for child in active_children():
+                child.terminate()
+            raise
+    return killed
 
 
 def _begin(jobs: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the comparison's process decides
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     Thread(target=_end_with_parent, daemon=True).start()
 
