@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import redistill
-from redistill.compiler.fitting.calls import catch
 from redistill.compiler.fitting.regression import Moments
 from redistill.errors import FitError, ModelError
 from redistill.models import load_model
+from redistill.tracing.linear_calls import catch
 
 LAYERS = {
     "3x3": nn.Conv2d(4, 8, 3, padding=1, bias=False),

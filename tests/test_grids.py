@@ -421,3 +421,29 @@ def test_calls_of_one_module_share_their_factors_and_a_note_says_so():
     student = redistill.transform(Siamese().eval(), (x, x.clone()), "1.5x", taps="none").eval()
     assert student(x, x).item() == 0
     assert any("called at several places, with one factor for all" in note for note in student.provenance.notes)
+
+
+class BuiltForASize(nn.Conv2d):
+    """Pads by itself, by what its stride and the size it was built for ask, whatever comes."""
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int, side: int) -> None:
+        super().__init__(before, after, kernel, stride)
+        lacking = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        self.pad = nn.ZeroPad2d((lacking // 2, lacking - lacking // 2) * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(self.pad(x), self.weight, self.bias, self.stride, self.padding)
+
+
+def test_a_convolution_padded_for_one_size_is_padded_further_where_its_stride_falls() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(
+        BuiltForASize(3, 32, 3, 2, 32), nn.ReLU(), BuiltForASize(32, 16, 3, 2, 16), nn.ReLU(),
+        BuiltForASize(16, 8, 5, 1, 8), nn.AdaptiveAvgPool2d(1),
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 3, 32, 32)
+    student = redistill.transform(teacher, x, factors=(2, 1), taps="none").eval()
+    with torch.no_grad():
+        first = F.conv2d(teacher[0].pad(x), teacher[0].weight, teacher[0].bias, 4).relu()
+        second = F.conv2d(first, teacher[2].weight, teacher[2].bias, 1, 1).relu()
+        torch.testing.assert_close(student(x), teacher[5](teacher[4](second)))

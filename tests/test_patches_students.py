@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from redistill import Student, load_student, measure, profile, transform
 from redistill.cli import run
@@ -19,6 +20,7 @@ from redistill.compiler.request import Request
 from redistill.compiler.rewriting import rewrite
 from redistill.errors import InfeasibleBudgetError, PlanError
 from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.tracing.linear_calls import find_own_padding
 from tests.graphs import image
 
 
@@ -239,3 +241,42 @@ def test_the_command_line_takes_levers(capsys: pytest.CaptureFixture[str]) -> No
     assert "unknown lever 'squeeze'" in capsys.readouterr().err
     assert run(main, [*small, "--levers", "patches", "--max-extra-macs", "-1"]) == 2
     assert "a share from 0 on" in capsys.readouterr().err
+
+
+class PadsByItself(nn.Conv2d):
+    """Zero padding that follows from its stride and the size that comes, more of it at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, kernel = self.stride[0], self.kernel_size[0]
+        lacking = max((-(-x.shape[-1] // stride) - 1) * stride + kernel - x.shape[-1], 0)
+        x = F.pad(x, 2 * (lacking // 2, lacking - lacking // 2))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ScalesToo(PadsByItself):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("convention", ["deploy", "graph"])
+def test_convolutions_that_pad_by_themselves_are_run_in_parts(convention: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        PadsByItself(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), PadsByItself(16, 16, 5, 1, groups=16),
+        nn.ReLU(), PadsByItself(16, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    x = image(3, 2, 64)
+    student = transform(network, x, "1.3x", convention, levers="patches").eval()
+    assert student.patches is not None
+    assert student.patches.regions
+    with torch.no_grad():
+        torch.testing.assert_close(student(x), network(x))
+    if convention == "graph":
+        assert measure(student, x) == student.plan.peak_bytes
+
+
+def test_what_does_more_than_pad_is_not_taken_for_a_convolution() -> None:
+    shape = (1, 3, 16, 16)
+    assert find_own_padding(PadsByItself(3, 4, 3, 2), shape) == (0, 0)
+    assert find_own_padding(PadsByItself(3, 4, 5, 1), shape) == (2, 2)
+    assert find_own_padding(ScalesToo(3, 4, 3, 1), shape) is None

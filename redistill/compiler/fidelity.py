@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
@@ -197,7 +197,7 @@ class Judge:
 
 
 @torch.no_grad()
-def run(network: GraphModule, inputs: Inputs) -> list[Tensor]:
+def run(network: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every tensor of the output, for all images."""
     with mode_of(network, training=False):
         parts = zip(*(torch.split(value, BATCH) for value in inputs), strict=True)

@@ -26,11 +26,12 @@ TABLES = {
     "trust": "bad inputs, strangers' files, threads, damages and kills, and what came of them (trust --help)",
     "patches": "networks run in parts: cost, regions, time, equal outputs, measured bytes (patches --help)",
     "lossless": "to which budget patches alone suffice, and what pooling must then do with and without them",
+    "photographs": "students of an ImageNet network on photographs, by lever and objective (photographs --help)",
     "latency": "teachers and students at 4x called in turn, with the spread of the ratios",
 }
 NARROWED = ("coverage", "arena", "lossless")
 """Tables of which a part can be asked for."""
-COMMANDS = ("zoo", "libraries", "trust", "patches")
+COMMANDS = ("zoo", "libraries", "trust", "patches", "photographs")
 """Tables with options of their own."""
 
 

@@ -168,7 +168,20 @@ class _Rewriter(ShapeInterpreter):
             sides = self._sides_of(node, candidate)
             if all(t is None or side - c == t for side, c, t in zip(sides, candidate.crop, target, strict=True)):
                 return candidate
+        padded = self._fit_beside_own_padding(node, kept.window, target)
+        if padded is not None:
+            return padded
         raise MisfitError(node, f"its own padding makes a map of {format_shape(self._sides_of(node, kept))}")
+
+    def _fit_beside_own_padding(self, node: Node, window: Window, target: Sequence[int | None]) -> Fit | None:
+        """More padding around what a class pads by itself, by sizes it was built for; cropped where it is too much."""
+        for extra in range(1, max(window.kernel) // 2 + 1):
+            wider = replace(window, padding=tuple(p + extra for p in window.padding))
+            sides = self._sides_of(node, Fit(wider, (0,) * len(window.kernel)))
+            crop = tuple(0 if t is None else side - t for side, t in zip(sides, target, strict=True))
+            if all(0 <= c * stride <= 2 * extra for c, stride in zip(crop, window.stride, strict=True)):
+                return Fit(wider, crop)
+        return None
 
     def _sides_of(self, node: Node, fit: Fit) -> Sides:
         """The sides that the node's module makes of its real input with this window."""

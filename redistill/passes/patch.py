@@ -35,7 +35,7 @@ from redistill.planning.patches.programs import (
     strip_program,
     tile_program,
 )
-from redistill.planning.patches.rules import expand_index, pad_arguments
+from redistill.planning.patches.rules import expand_index, pad_arguments, pads_itself
 from redistill.tracing.deployed import share_tensors
 
 PATCH = "patch"  # key in node.meta: the region that a node is to be run in
@@ -283,7 +283,7 @@ class _Layer:
         """The path of a module like the step's with other settings, which shares its weights."""
         path = str(step.node.target)
         module = self.network.modules[path]
-        if all(getattr(module, name) == value for name, value in settings.items()):
+        if not pads_itself(module) and all(getattr(module, name) == value for name, value in settings.items()):
             return path
         name = "_".join([path, *(f"{'x'.join(map(str, v))}" for v in settings.values() if not isinstance(v, str))])
         if name not in self.network.modules:
@@ -375,6 +375,8 @@ def make_variant(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
     variant: Any = copy.copy(module)  # its table of parameters is the very same
     for name, value in settings.items():
         setattr(variant, name, value)
+    if pads_itself(module):
+        variant.__class__ = nn.Conv2d  # what its own class pads is padded before it
     if "padding_mode" in settings:
         variant._reversed_padding_repeated_twice = [p for p in reversed(settings["padding"]) for _ in (0, 1)]
     return variant  # type: ignore[no-any-return]

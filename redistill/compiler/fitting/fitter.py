@@ -11,7 +11,6 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from redistill.compiler.fitting.calls import on_grid
 from redistill.compiler.fitting.layers import Layers, Site, find_layers
 from redistill.compiler.fitting.norms import Statistics, calibrate
 from redistill.compiler.fitting.regression import Moments
@@ -20,6 +19,7 @@ from redistill.errors import FitError, ModelError
 from redistill.tracing.capture import capture
 from redistill.tracing.contexts import undisturbed
 from redistill.tracing.copying import set_mode, working_copy
+from redistill.tracing.linear_calls import on_grid
 from redistill.tracing.operators import is_plain_batch_norm, module_of, modules_of
 from redistill.tracing.skeleton import mode_of
 

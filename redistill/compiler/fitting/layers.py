@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from redistill.compiler.fitting.calls import Call, Listening
 from redistill.errors import ModelError
 from redistill.internal.text import format_shape
+from redistill.tracing.linear_calls import Call, Listening
 from redistill.tracing.operators import is_foldable_batch_norm, is_plain_batch_norm, modules_of
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
-from redistill.compiler.fitting.calls import Call, catch
+from redistill.tracing.linear_calls import Call, catch
 from redistill.tracing.operators import module_of
 
 

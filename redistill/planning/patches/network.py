@@ -55,7 +55,7 @@ class Step:
     @property
     def is_tuple(self) -> bool:
         """Whether it yields several maps."""
-        return bool(self.shape) and isinstance(self.shape[0], tuple)
+        return isinstance(self.shape, tuple) and bool(self.shape) and isinstance(self.shape[0], tuple)
 
     @property
     def sides(self) -> tuple[int, int]:

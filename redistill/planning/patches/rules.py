@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from redistill.planning.patches.axes import AxisRule, Enlarge, Pad, Pointwise, Pool, Shrink, Slice, Transposed, Window
 from redistill.tracing import operators
+from redistill.tracing.linear_calls import find_own_padding
 
 Axes = tuple[int, int]
 MAP_AXES: Axes = (2, 3)
@@ -165,8 +166,8 @@ def _convolution(subject: Subject) -> Rule | None:
     plain = nn.Conv2d
     if not isinstance(module, plain) or subject.axes != MAP_AXES or len(subject.source) != 4:
         return None
-    if type(module).forward is not plain.forward or type(module)._conv_forward is not plain._conv_forward:
-        return None
+    if pads_itself(module):
+        return _padded_by_itself(subject)
     mode = {"zeros": "zeros", "reflect": "reflect", "replicate": "replicate"}.get(module.padding_mode)
     if mode is None:
         return None
@@ -179,6 +180,27 @@ def _convolution(subject: Subject) -> Rule | None:
             left = module.padding[axis]
         axes.append(Window(subject.sides[axis], reach, module.stride[axis], left, mode))
     return Rule("window", (axes[0], axes[1]))
+
+
+def pads_itself(module: nn.Module) -> bool:
+    """Whether a convolution's class has a forward of its own."""
+    own = isinstance(module, nn.Conv2d) and type(module)._conv_forward is not nn.Conv2d._conv_forward
+    return own or (isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward)
+
+
+def _padded_by_itself(subject: Subject) -> Rule | None:
+    """A convolution of a class that pads with zeros and does nothing else: seen by what it computes on a sample."""
+    module: Any = subject.module
+    top_left = find_own_padding(module, (1, *subject.source[1:]))
+    if top_left is None:
+        return None
+    rows, columns = (
+        Window(side, dilation * (kernel - 1) + 1, stride, before, "zeros")
+        for side, dilation, kernel, stride, before in zip(
+            subject.sides, module.dilation, module.kernel_size, module.stride, top_left, strict=True
+        )
+    )
+    return Rule("window", (rows, columns))
 
 
 def _pool(subject: Subject) -> Rule | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -89,14 +89,14 @@ class Call:
         sides = []
         for axis, side in enumerate(self.inputs.shape[2:]):
             reach = self._each("dilation", 1)[axis] * (kernel[axis] - 1)
-            sides.append(range(0, side + sum(self._padding()[axis]) - reach, self._each("stride", 1)[axis]))
+            sides.append(range(0, side + sum(self.padding()[axis]) - reach, self._each("stride", 1)[axis]))
         return sides
 
     def _unfolded(self) -> Tensor:
         """(B, C x kernel, positions)."""
         kernel, dilation, stride = self.weight.shape[2:], self._each("dilation", 1), self._each("stride", 1)
         axes = len(kernel)
-        seen = F.pad(self.inputs, [p for pair in reversed(self._padding()) for p in pair])
+        seen = F.pad(self.inputs, [p for pair in reversed(self.padding()) for p in pair])
         for axis in range(axes):
             seen = seen.unfold(axis + 2, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
         dilated: Any = (..., *(slice(None, None, d) for d in dilation))
@@ -109,7 +109,8 @@ class Call:
         values = (value,) if isinstance(value, int) else tuple(value)
         return values * (self.weight.dim() - 2) if len(values) == 1 else values
 
-    def _padding(self) -> list[tuple[int, int]]:
+    def padding(self) -> list[tuple[int, int]]:
+        """The zeros before and after each axis."""
         given = self.arguments.get("padding", 0)
         if not isinstance(given, str):
             return [(p, p) for p in self._each("padding", 0)]
@@ -172,3 +173,41 @@ def on_grid(value: Tensor, call: Call) -> Tensor | None:
     if len(laid) != batch or laid.dim() - 2 != len(grid) or len(grid) not in _POOLS or tokens:
         return None
     return _POOLS[len(grid)](laid, grid)
+
+
+@torch.no_grad()
+def find_own_padding(module: nn.Conv2d, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The rows above and the columns to the left that a convolution's class pads an input of ``shape`` with.
+
+    The module runs once on a sample. None if it does more than pad with zeros and convolve with its own weights, at the
+    stride and dilation that it says it has.
+    """
+    weight = module.weight
+    if weight.is_meta:
+        return None
+    sample = torch.arange(1, math.prod(shape) + 1, device=weight.device).reshape(shape).to(weight.dtype)
+    heard: list[Call] = []
+    with Listening(heard.append):
+        output = module(sample)
+    if len(heard) != 1 or heard[0].weight is not weight or heard[0].bias is not module.bias:
+        return None
+    call = heard[0]
+    said = all(tuple(call.arguments.get(n, (1, 1))) == tuple(getattr(module, n)) for n in ("stride", "dilation"))
+    if not (said and torch.equal(output, call.output()) and not isinstance(call.arguments.get("padding", 0), str)):
+        return None
+    return _place(sample, call)
+
+
+def _place(sample: Tensor, call: Call) -> tuple[int, int] | None:
+    """Where a sample lies in the input of a call, the call's own padding included; None if it is not all there."""
+    found = (call.inputs == sample[0, 0, 0, 0]).nonzero()
+    if len(found) == 0:
+        return None
+    top, left = (int(index) for index in found[0][2:])
+    height, width = sample.shape[2:]
+    inside = call.inputs[:, :, top : top + height, left : left + width]
+    if inside.shape != sample.shape or not torch.equal(inside, sample):
+        return None
+    alone = int(call.inputs.count_nonzero()) == int(sample.count_nonzero())
+    (above, _), (before, _) = call.padding()
+    return (top + above, left + before) if alone else None
