@@ -447,3 +447,22 @@ def test_a_convolution_padded_for_one_size_is_padded_further_where_its_stride_fa
         first = F.conv2d(teacher[0].pad(x), teacher[0].weight, teacher[0].bias, 4).relu()
         second = F.conv2d(first, teacher[2].weight, teacher[2].bias, 1, 1).relu()
         torch.testing.assert_close(student(x), teacher[5](teacher[4](second)))
+
+
+def test_maps_laid_out_by_sizes_of_the_image_follow_their_own_stage():
+    class Hybrid(nn.Module):
+        """Sequences of pixels in between, laid out again by sizes computed of the image's."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.mix, self.head = layer(3, 32, 4), layer(32, 48), nn.Linear(32, 32), head()
+
+        def forward(self, x):
+            h, w = x.shape[2] // 4, x.shape[3] // 4
+            y = self.mix(self.a(x).flatten(2).transpose(1, 2))
+            y = y.transpose(1, 2).reshape(x.shape[0], -1, h * w).view(x.shape[0], -1, h, w)
+            return self.head(self.b(y))
+
+    module, x = Hybrid(), torch.randn(1, 3, 64, 96)
+    assert [s.fixed for s in stages_of(module, x).free] == [None, None]
+    assert student_of(module, x, factors=(2, 1), taps="none").plan.factors == (2, 1)

@@ -139,6 +139,11 @@ def annotate(
         order = restride(transition, analysis, by_stage, smaller)
         if order is not None:
             nodes[transition.node].meta[RESTRIDE] = order
+    for node in {name for name, _ in analysis.stages.told}:
+        factor = by_stage[analysis.stages.stage_of[node]]
+        if factor > 1:
+            sizes = tuple((s, analysis.stages.growth.sides_in(s)) for n, s in analysis.stages.told if n == node)
+            nodes[node].meta[RESTRIDE] = Resize(Fraction(factor), sizes)
     for node in graph_module.graph.nodes:
         if REDUCES_INPUT in node.meta and RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
             node.meta[RESTRIDE] = Restride((), (), ())

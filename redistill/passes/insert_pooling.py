@@ -47,9 +47,14 @@ class Restride:
 
 @dataclass(frozen=True)
 class Resize:
-    """What a plan asks of an operation that is told its size: the size it is told, over ``ratio``."""
+    """What a plan asks of an operation that is told sizes: each of them over ``ratio``.
+
+    ``sizes`` names the nodes, each with the number of sides that are multiplied in it; by default all that are read
+    beside the first input, as one side each.
+    """
 
     ratio: Fraction
+    sizes: tuple[tuple[str, int], ...] = ()
 
 
 class MisfitError(PlanError):
@@ -283,11 +288,12 @@ class _Rewriter(ShapeInterpreter):
 
     def _resize(self, node: Node, order: Resize) -> None:
         """Scale every size the node is told: whatever it reads beside its first input."""
-        source, (over, times) = node.all_input_nodes[0], order.ratio.as_integer_ratio()
+        told = dict(order.sizes) or {n.name: 1 for n in node.all_input_nodes[1:]}
 
         def scaled(size: Node) -> Node:
-            if size is source:
+            if size.name not in told:
                 return size
+            over, times = (order.ratio ** told[size.name]).as_integer_ratio()
             with node.graph.inserting_before(node):
                 found = node.graph.call_function(scale_size, (size, times, over))
             self.env[found] = scale_size(self.env[size], times, over)

@@ -57,6 +57,10 @@ class Growth:
         shape = self.record.values[name]
         return tuple(shape[axis] for axis in self.axes(name))
 
+    def sides_in(self, name: str) -> int:
+        """How many sides are multiplied in a size: 1 in a height, 2 in the number of a map's cells."""
+        return round(math.log(self.grown.values[name] / self.record.values[name], GROWTH))
+
     def strides(self, source: str, target: str) -> tuple[Fraction, ...]:
         """For each axis, input side over output side, from the growth of both: border effects of padding cancel."""
         pairs = zip(self._increments(source), self._increments(target), strict=True)

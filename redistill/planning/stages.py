@@ -111,6 +111,7 @@ class StageGraph:
     growth: Growth = field(repr=False)
     stage_of: dict[str, int] = field(repr=False)
     shared: tuple[str, ...] = ()  # modules called at several places, which share their factors
+    told: tuple[tuple[str, str], ...] = ()  # nodes that lay out a map, and a size of the image by which they do
 
     @property
     def grown(self) -> GraphRecord:
@@ -152,6 +153,7 @@ class _Partition:
         self.fixed: dict[Node, str] = {}
         self.inputs: list[Node] = []
         self.shared: list[str] = []
+        self.told: list[tuple[Node, Node]] = []  # a node, and a size of the image that it is told
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -197,7 +199,7 @@ class _Partition:
             return
         while node not in self.labels and node.all_input_nodes:
             node = node.all_input_nodes[0]
-        if node in self.labels:
+        if node in self.labels and self.sets[node] not in {self.sets[n] for n in self.fixed}:
             self.fixed.setdefault(
                 node,
                 f"control flow at {guard.where} reads its very size as a number; leave sizes as x.shape gives them",
@@ -210,7 +212,9 @@ class _Partition:
         if self._stays_raw(node, sources):
             self.raw.add(node)
         if operator is None or not sources:
-            self.sets.union(node, *sources)
+            told = self._sizes_told(node, sources)
+            self.told += [(node, size) for size in told]
+            self.sets.union(node, *(s for s in sources if s not in told))
             return
         source, sizes = sources[0], sources[1:] if operator == "resize" else []
         self.crossings.append((node, source, self._kind(node, source), operator, next(iter(sizes), None)))
@@ -218,6 +222,12 @@ class _Partition:
             self.sets.union(*sizes)
             if all(self._is_size_of_a_map(size) for size in sizes):  # it says whose grid the output shares
                 self.sets.union(node, *sizes)
+
+    def _sizes_told(self, node: Node, sources: list[Node]) -> list[Node]:
+        """The sizes of the image by which a map is laid out anew (``x.view(b, h // 4, w // 4, c)``)."""
+        if not sources or sources[0] in self.raw or operators.name_of(node) not in _LAID_OUT:
+            return []
+        return [s for s in sources[1:] if s in self.raw and isinstance(self.record.values[s.name], int)]
 
     def _stays_raw(self, node: Node, sources: list[Node]) -> bool:
         module = self._module(node)
@@ -307,12 +317,15 @@ class _Partition:
             if stage_of[s.name] != stage_of[n.name] or op == "resize"
         )  # fmt: skip
         stages = tuple(self._stage(i, nodes, stage_of, transitions) for i, nodes in enumerate(members))
-        return StageGraph(stages, transitions, self.record, self.growth, stage_of, tuple(self.shared))
+        told = tuple((node.name, size.name) for node, size in self.told)
+        return StageGraph(stages, transitions, self.record, self.growth, stage_of, tuple(self.shared), told)
 
     def _stage(
         self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]
     ) -> Stage:
-        reasons = {stage_of[n.name]: reason for n, reason in self.fixed.items()}
+        reasons: dict[int, dict[str, None]] = {}
+        for node, reason in self.fixed.items():
+            reasons.setdefault(stage_of[node.name], {})[reason] = None
         entering = [t for t in transitions if t.target == index]
         resized = [t for t in entering if t.operator == "resize"]
         entering = [t for t in entering if t.operator != "resize"]
@@ -326,13 +339,14 @@ class _Partition:
             before = before.all_input_nodes[0]
         return Stage(
             index, common_path(paths) or paths[0], grid, tuple(n.name for n in nodes),
-            reasons.get(index), boundary, output.name, before.name,
+            " and ".join(list(reasons.get(index, ()))[:2]) or None, boundary, output.name, before.name,
         )  # fmt: skip
 
     def _is_batch_norm(self, node: Node) -> bool:
         return isinstance(self.modules.get(str(node.target)), _BatchNorm)
 
 
+_LAID_OUT = ("view", "reshape", "unflatten", "expand")
 _READS_SIZE = ("getattr", "getitem", "size")
 _SIZED = ("interpolate", "upsample", *(f"adaptive_{k}_pool{n}d" for k in ("avg", "max") for n in (1, 2, 3)))
 
