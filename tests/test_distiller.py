@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import redistill
 from redistill.distillation import DistillationMethod, Need, TrainingSet
@@ -229,3 +231,18 @@ def test_a_student_without_taps_is_told_what_else_there_is(teacher):
     student = redistill.transform(teacher, IMAGES[:1], factors=[2, 1, 1], taps="none")
     with pytest.raises(TapError, match=r"no taps.*larger budget, or kd or reentry"):
         redistill.Distiller(student, teacher, "red")
+
+
+def test_gradients_of_several_processes_are_averaged_and_mixed_precision_is_kept_from_the_losses(
+    teacher, student, tmp_path
+):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        distil = DistributedDataParallel(redistill.Distiller(student, teacher, "red+kd+fitnet", example=IMAGES))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, losses = step(distil)
+    finally:
+        dist.destroy_process_group()
+    assert logits.dtype == torch.bfloat16
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(parameter.grad is not None for parameter in distil.parameters())

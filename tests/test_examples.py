@@ -21,6 +21,7 @@ SAYS = {
     "pretrained_and_folder": r"student, curves and log: run",
     "to_a_device": r"student\.pte: .* arena 5,632 bytes \(equal\)\nstudent_int8\.pte",
 }
+SLOW = {"pretrained_and_folder"}
 NEEDS = {"to_a_device": ("executorch", "torchao")}
 
 
@@ -37,7 +38,7 @@ def test_an_example_is_short_and_has_a_test(path):
     assert path.stem in SAYS.keys() | HELPERS
 
 
-@pytest.mark.parametrize("name", SAYS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in SAYS])
 def test_an_example_runs_and_says_what_it_promises(name, place, capfd):
     for package in NEEDS.get(name, ()):
         pytest.importorskip(package)
