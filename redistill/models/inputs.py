@@ -24,6 +24,7 @@ _SIDE_KEYWORDS = ("img_size", "image_size", "sample_size")
 _SIDES = {
     "torchvision:inception_v3": 299,
     "redistill:ddpm_unet": 32,
+    "redistill:ds_cnn": 32,
     **{f"redistill:{name}": 32 for name in CIFAR_RESNETS},
     "redistill:mobilenet_v2_strided": 128,
     "redistill:mobilenet_v3_small_strided": 128,

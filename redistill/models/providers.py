@@ -111,10 +111,11 @@ def _build_own(spec: ModelSpec, pretrained: str | None) -> object:
 def own_models() -> dict[str, Callable[..., nn.Module]]:
     """The models of this library by name; those that build on torchvision's classes are why they are imported here."""
     from redistill.models.cifar_resnet import CIFAR_RESNETS
+    from redistill.models.ds_cnn import DSCNN
     from redistill.models.strided import STRIDED_MODELS
     from redistill.models.unet import DDPMUNet
 
-    return {"ddpm_unet": DDPMUNet, **STRIDED_MODELS, **CIFAR_RESNETS}
+    return {"ddpm_unet": DDPMUNet, "ds_cnn": DSCNN, **STRIDED_MODELS, **CIFAR_RESNETS}
 
 
 def _build_imported(spec: ModelSpec, pretrained: str | None) -> object:
