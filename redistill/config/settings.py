@@ -151,8 +151,8 @@ class DataConfig(Section):
     """The images.
 
     Attributes:
-        name: a data set of ours (digits, keywords, fashion_mnist, cifar10, cifar100, stl10, celeba, imagenet, image_folder), or
-            package.module:function, which takes this section and gives a redistill.data.Source.
+        name: a data set of ours (digits, keywords, fashion_mnist, cifar10, cifar100, stl10, celeba, imagenet,
+            image_folder), or package.module:function, which takes this section and gives a redistill.data.Source.
         root: the folder that holds the data set, as torchvision lays it out.
         image_size: height and width in pixels.
         test_resize: the side to which test images are resized before the central crop of image_size.

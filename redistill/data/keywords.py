@@ -40,7 +40,7 @@ def _speak(word: str, chance: torch.Generator) -> Tensor:
     pitch, speed, loudness, start = torch.rand(4, generator=chance).tolist()
     length = 0.28 + 0.1 * speed
     time = torch.arange(RATE) / RATE
-    sound = 0.15 * torch.randn(RATE, generator=chance)
+    sound: Tensor = 0.15 * torch.randn(RATE, generator=chance)
     for index, glide in enumerate(word.split()):
         since = time - 0.05 - 0.1 * start - index * (length + 0.04)
         inside = (since >= 0) & (since < length)
@@ -57,4 +57,5 @@ def spectrogram(sound: Tensor) -> Tensor:
     spectrum = torch.stft(sound, _WINDOW, RATE // FRAMES, window=window, return_complex=True).abs()  # [N, bins, frames]
     bands = spectrum[:, : 4 * BANDS, :FRAMES].unflatten(1, (BANDS, 4)).mean(2)
     level = (bands.clamp(min=1e-6).log() - _FLOOR) / (_CEILING - _FLOOR)
-    return (level.clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)[:, None]
+    pixels: Tensor = (level.clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)[:, None]
+    return pixels

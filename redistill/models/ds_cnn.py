@@ -1,4 +1,4 @@
-"""DS-CNN: the depthwise separable network of keyword spotting on microcontrollers (Zhang et al. 2017, arXiv 1711.07128)."""
+"""DS-CNN: the depthwise separable network of keyword spotting (Zhang et al. 2017, arXiv 1711.07128)."""
 
 from __future__ import annotations
 
