@@ -55,7 +55,7 @@ def spectrogram(sound: Tensor) -> Tensor:
     """Log magnitudes of sounds [N, RATE] as bytes [N, 1, FRAMES, BANDS]."""
     window = torch.hann_window(_WINDOW)
     spectrum = torch.stft(sound, _WINDOW, RATE // FRAMES, window=window, return_complex=True).abs()  # [N, bins, frames]
-    bands = spectrum[:, : 4 * BANDS, :FRAMES].unflatten(1, (BANDS, 4)).mean(2)
+    bands = spectrum[:, : 4 * BANDS, :FRAMES].reshape(len(sound), BANDS, 4, FRAMES).mean(2)
     level = (bands.clamp(min=1e-6).log() - _FLOOR) / (_CEILING - _FLOOR)
     pixels: Tensor = (level.clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)[:, None]
     return pixels
