@@ -114,6 +114,14 @@ def test_what_can_be_seen_through_is(name):
     assert captured.notes == ()
 
 
+def test_a_function_whose_own_backward_is_lost_is_named():
+    class Reversed(Net):
+        def forward(self, x):
+            return super().forward(Unchanged.apply(x))
+
+    assert same(Reversed()).notes == ("Unchanged is inlined: its forward as it is, its gradient that of its forward",)
+
+
 PAST_PYTHON = {
     "TorchScript": scripted,
     "a TorchScript module": torch.jit.script(nn.Sequential(nn.Sigmoid())),

@@ -77,6 +77,8 @@ def capture(
         if check:
             check_outputs(model, graph_module, call, inputs)
         GlobalPoolPass()(graph_module)
+    inlined = graph.output_node().meta["inlined"]
+    notes += tuple(f"{name} is inlined: its forward as it is, its gradient that of its forward" for name in inlined)
     notes += tuple(f"{path} stays one node: {reason}" for path, reason in opaque.items())
     return Capture(graph_module, notes, inputs, call)
 

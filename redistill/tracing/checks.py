@@ -59,7 +59,8 @@ def run_copy(model: nn.Module, inputs: Sequence[Any], call: Call | None = None) 
     twin = working_copy(model)
     set_mode(twin, training=False)
     with torch.no_grad(), preserved_generators():
-        return take_apart(call.run(twin, inputs))[0] if call else twin(*inputs)
+        run = twin._call_impl if isinstance(twin, GraphModule) else twin  # called, a graph prints what it failed at
+        return take_apart(call.run(run, inputs))[0] if call else run(*inputs)
 
 
 def _compare(model: nn.Module, graph_module: GraphModule, call: Call, trial: tuple[Tensor, ...]) -> bool:

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
@@ -31,6 +32,7 @@ class Rebinder:
         self.needed: dict[Function, bool] = {}
         self.rebound: dict[Function, Function] = {}
         self.spaces: dict[int, _Globals] = {}
+        self.inlined: dict[str, None] = {}  # functions whose own backward a graph does not know
 
     def rebind(self, module: nn.Module) -> None:
         """Rebind those methods and functions of ``module`` that make numbers, or call what they must not enter."""
@@ -63,7 +65,12 @@ class Rebinder:
         if name not in space:
             return name in _BUILTINS
         value = space[name]
-        if value is math or (id(space), name) in _symbolic_trace._wrapped_fns_to_patch or _is_math(value):
+        if (
+            value is math
+            or _has_backward(value)
+            or (id(space), name) in _symbolic_trace._wrapped_fns_to_patch
+            or _is_math(value)
+        ):
             return True
         return self._is_function_of_ours(value)
 
@@ -82,6 +89,8 @@ class Rebinder:
         value = space[name]
         if (id(space), name) in _symbolic_trace._wrapped_fns_to_patch:
             return lambda *args, **kwargs: self.record(value, args, kwargs)
+        if _has_backward(value):
+            self.inlined[value.__name__] = None
         if value is math:
             return _MATH_OF_SIZES
         if _is_math(value):
@@ -119,6 +128,10 @@ def _enclosed(function: Function) -> list[Any]:
 
 def _is_torch(function: Function) -> bool:
     return (function.__module__ or "").startswith("torch.")
+
+
+def _has_backward(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.autograd.Function)
 
 
 def _is_math(value: Any) -> bool:

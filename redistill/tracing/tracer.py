@@ -79,7 +79,8 @@ class Tracer:
             self._check_seen(output)
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = None
-        self.graph.output(self.argument(output)).meta["result"] = result
+        ending = self.graph.output(self.argument(output))
+        ending.meta.update(result=result, inlined=tuple(rebinder.inlined))
         mark_guards(self.graph)
         for node in self.graph.nodes:
             if isinstance(self.values.get(node), Tensor):
