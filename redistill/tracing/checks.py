@@ -59,7 +59,8 @@ def run_copy(model: nn.Module, inputs: Sequence[Any], call: Call | None = None) 
     twin = working_copy(model)
     set_mode(twin, training=False)
     with torch.no_grad(), preserved_generators():
-        run = twin._call_impl if isinstance(twin, GraphModule) else twin  # called, a graph prints what it failed at
+        # a graph that fails when called prints where
+        run: Any = twin._call_impl if isinstance(twin, GraphModule) else twin
         return take_apart(call.run(run, inputs))[0] if call else run(*inputs)
 
 
