@@ -69,6 +69,7 @@ class StudentRecord:
     provenance: Provenance
     call: Call
     patches: PatchPlan | None = None
+    nothing_in_place: int | None = None
 
     def example(self, device: torch.device | None = None) -> dict[str, Any]:
         """The teacher's arguments, by parameter, with zeros for tensors."""
@@ -331,6 +332,8 @@ class Student(GraphModule):
             notes=origin.notes,
             seconds=origin.seconds,
             weights=origin.weights,
+            patches=record.patches,
+            nothing_in_place=record.nothing_in_place,
         )
 
     def save(self, directory: str | Path) -> Path:

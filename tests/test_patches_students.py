@@ -20,6 +20,8 @@ from redistill.compiler.request import Request
 from redistill.compiler.rewriting import rewrite
 from redistill.errors import InfeasibleBudgetError, PlanError
 from redistill.planning.scaling import ScalingModel, candidate_factors
+from redistill.report import to_json, write_page
+from redistill.report.ladder import find_ladder
 from redistill.tracing.linear_calls import find_own_padding
 from tests.graphs import image
 
@@ -280,3 +282,30 @@ def test_what_does_more_than_pad_is_not_taken_for_a_convolution() -> None:
     assert find_own_padding(PadsByItself(3, 4, 3, 2), shape) == (0, 0)
     assert find_own_padding(PadsByItself(3, 4, 5, 1), shape) == (2, 2)
     assert find_own_padding(ScalesToo(3, 4, 3, 1), shape) is None
+
+
+def test_reports_show_the_ladder_of_levers_and_the_parts(student: Student, tmp_path: Path) -> None:
+    comparison = student.comparison()
+    rungs = find_ladder(comparison)
+    assert [rung.lever for rung in rungs] == ["nothing in place", "in place, in this order", "patches"]
+    assert [rung.bytes for rung in rungs] == sorted((rung.bytes for rung in rungs), reverse=True)
+    assert student.patches is not None
+    text = student.report()
+    assert all(str(region) in text for region in student.patches.regions)
+    assert any("tile1of" in step.node for step in student.profile.timeline)
+    data = to_json(comparison)
+    assert data["patches"] == student.patches.to_plain()
+    assert data["macs_kept"] == 1.0
+    assert data["teacher"]["macs"] + data["extra_macs"] == data["student"]["macs"]
+    page = tmp_path / "page.html"
+    write_page(comparison, page)
+    assert "outputs unchanged" in page.read_text()
+
+
+def test_macs_kept_are_the_teachers_own_and_what_patches_would_do_is_said(teacher: nn.Module) -> None:
+    pooled = transform(teacher, image(3, 1, 32), "3x")
+    data = to_json(pooled.comparison())
+    own = data["student"]["macs"] - data["red_macs"]
+    assert pooled.taps
+    assert pooled.plan.macs_kept == pytest.approx(own / data["teacher"]["macs"])
+    assert any("patches alone would meet this budget" in note for note in pooled.provenance.notes)

@@ -71,7 +71,7 @@ def carry_out_patches(analysis: Analysis, rewritten: Rewritten, plan: PatchPlan)
         raise PlanError(f"run in parts, the output would be {found}")
     known = rewritten.profile
     profile = replace(profile_record(record, convention), parameters=known.parameters, dtype=known.dtype)
-    plan = replace(plan, extra_macs=record.macs - rewritten.record.macs)
+    plan = replace(plan, extra_macs=record.macs - rewritten.record.macs, whole_bytes=known.peak_bytes)
     return Patched(replace(rewritten, profile=profile, record=record), plan)
 
 

@@ -21,13 +21,13 @@ from redistill.compiler.patching import carry_out_patches
 from redistill.compiler.request import MAX_EXTRA_MACS, Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
-from redistill.memory.lifetimes import MemoryProfile
+from redistill.memory.lifetimes import MemoryProfile, lifetimes, timeline
 from redistill.models import load_model
 from redistill.models.specs import require_trust
 from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
-from redistill.report.data import is_red_block
+from redistill.report.data import red_macs
 from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
 from redistill.tracing.call import read_arguments
 from redistill.tracing.contexts import undisturbed
@@ -172,16 +172,25 @@ def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Stu
         provenance=origin,
         call=analysis.call,
         patches=choice.patches,
+        nothing_in_place=nothing_in_place(analysis),
     )
     student = Student.from_graph(choice.rewritten.graph_module, record, analysis.config)
     student.train(analysis.training)
     return student
 
 
+def nothing_in_place(analysis: Analysis) -> int | None:
+    """The teacher's peak were nothing overwritten; None where its convention overwrites nothing."""
+    if not analysis.convention.overwrites:
+        return None
+    plain = replace(analysis.convention, overwrites=False)
+    record = analysis.stages.record
+    return max(step.live_bytes for step in timeline(record, lifetimes(record, plain), plain))
+
+
 def own_macs(profile: MemoryProfile, choice: Choice) -> int:
     """What is left of the teacher's own operations: without RED blocks, and without what patches compute twice."""
-    red = sum(step.macs for step in profile.timeline if is_red_block(step))
-    return profile.macs - red - (choice.patches.extra_macs if choice.patches else 0)
+    return profile.macs - red_macs(profile) - (choice.patches.extra_macs if choice.patches else 0)
 
 
 def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:

@@ -351,7 +351,7 @@ class _Layer:
     def _node(self, op: str, target: Any, args: tuple[Any, ...], name: str = "", kwargs: Any = None) -> Node:
         assert self.near is not None
         origin = self.near.node
-        tile = f"tile{self.mark.tile}" if self.mark else ""
+        tile = f"tile{self.mark.tile + 1}of{self.mark.tiles}" if self.mark else ""
         title = "_".join(filter(None, (origin.name, tile, name)))
         node = self.graph.create_node(op, target, args, kwargs or {}, title)
         node.meta = {k: v for k, v in origin.meta.items() if k == "nn_module_stack"}

@@ -14,6 +14,7 @@ import torch
 
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
+from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
@@ -27,7 +28,8 @@ class Comparison:
     """A teacher beside its student: all that a report needs, free of the graphs.
 
     ``title`` is the model's spec, ``input`` its shape as text (``3x224x224``), ``dtype`` the type that activations are
-    counted as (None: as traced), ``seconds`` the time that the transformation took.
+    counted as (None: as traced), ``seconds`` the time that the transformation took, ``nothing_in_place`` the teacher's
+    peak were nothing overwritten (None where that is how it is counted).
     """
 
     title: str
@@ -42,6 +44,8 @@ class Comparison:
     notes: tuple[str, ...]
     seconds: float
     weights: str = ""
+    patches: PatchPlan | None = None
+    nothing_in_place: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -146,6 +150,11 @@ def is_red_block(step: Step) -> bool:
     return step.module.split(".")[0] == RED_BLOCKS
 
 
+def red_macs(profile: MemoryProfile) -> int:
+    """Multiply-accumulates of a student's RED blocks."""
+    return sum(step.macs for step in profile.timeline if is_red_block(step))
+
+
 def align_steps(teacher: MemoryProfile, student: MemoryProfile) -> tuple[tuple[int | None, int | None], ...]:
     """Both timelines on one axis: pairs of steps of the same node, and the steps that only one of them has."""
     ours, theirs = ([step.node for step in p.timeline] for p in (teacher, student))
@@ -232,6 +241,10 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "budget": {"bytes": plan.limit, "met": c.is_met},
         "objective": plan.objective,
         "macs_kept": plan.macs_kept,
+        "red_macs": red_macs(c.student),
+        "extra_macs": c.patches.extra_macs if c.patches else 0,
+        "patches": c.patches.to_plain() if c.patches else None,
+        "nothing_in_place_bytes": c.nothing_in_place,
         "plan": [_plan_entry(row) for row in stage_rows(c) if not row.boundary],
         "stages": [_row_entry(row) for row in stage_rows(c)],
         "taps": [_tap_entry(tap) for tap in c.taps],

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from redistill.internal.files import write_atomically
-from redistill.internal.text import format_bytes, format_count, format_shape, format_share
+from redistill.internal.text import format_bytes, format_count, format_shape
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import (
     Comparison,
@@ -20,11 +20,12 @@ from redistill.report.data import (
     StageRow,
     align_steps,
     group_steps,
-    is_red_block,
+    red_macs,
     stage_of_steps,
     stage_rows,
     versions,
 )
+from redistill.report.ladder import find_ladder
 from redistill.report.phrases import (
     buffer_kind,
     buffer_place,
@@ -134,21 +135,23 @@ def _headline(teacher_peak: int, student_peak: int) -> str:
 
 
 def _comparison_figures(c: Comparison) -> list[Figure]:
-    red = sum(step.macs for step in c.student.timeline if is_red_block(step))
+    red, extra = red_macs(c.student), c.patches.extra_macs if c.patches else 0
     limit = "none set" if c.plan.limit is None else format_bytes(c.plan.limit)
     spare = "" if c.plan.limit is None else _spare(c.plan.limit - c.student.peak_bytes)
     return [
         Figure("Peak memory", f"{c.ratio:.2f}x", "less than the teacher needs"),
         Figure("Budget", limit, spare),
         Figure(
-            "MACs kept", format_share(c.student.macs, c.teacher.macs),
+            "MACs kept", f"{100 * c.plan.macs_kept:.1f} %",
             f"{format_count(c.teacher.macs)} → {format_count(c.student.macs)}"
-            + (f", {format_count(red)} in RED blocks" if red else ""),
+            + (f", {format_count(red)} in RED blocks" if red else "")
+            + (f", {format_count(extra)} more by patches" if extra else ""),
         ),
         Figure(
             "Parameters", format_count(c.student.parameters),
             _change(c.student.parameters - c.teacher.parameters),
         ),
+        *(Figure(r.lever.capitalize(), format_bytes(r.bytes), r.cost) for r in find_ladder(c) if r.lever == "patches"),
         Figure("Pooling", " ".join(f"÷{f}" for f in c.plan.factors), f"objective: {c.plan.objective}"),
     ]  # fmt: skip
 

@@ -9,7 +9,8 @@ from redistill.internal.tables import align_columns
 from redistill.internal.text import format_bytes, format_count, format_shape, format_share, shorten
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile
-from redistill.report.data import Comparison, StageRow, group_steps, is_red_block, stage_rows
+from redistill.report.data import Comparison, StageRow, group_steps, red_macs, stage_rows
+from redistill.report.ladder import find_ladder
 from redistill.report.phrases import (
     buffer_kind,
     buffer_place,
@@ -33,6 +34,7 @@ def render(comparison: Comparison) -> str:
     sections = (
         _header(c.title, c.input, c.dtype, c.convention, c.weights),
         _verdict(c),
+        _ladder(c),
         _stages(stage_rows(c)),
         _taps(c),
         _live(c.teacher, "Alive at the teacher's peak"),
@@ -136,11 +138,12 @@ def _live(profile: MemoryProfile, heading: str) -> list[str]:
 
 
 def _facts(c: Comparison) -> list[str]:
-    kept = format_share(c.student.macs, c.teacher.macs)
-    red = format_count(sum(step.macs for step in c.student.timeline if is_red_block(step)))
+    macs, kept = f"{format_count(c.teacher.macs)} -> {format_count(c.student.macs)}", f"{100 * c.plan.macs_kept:.1f} %"
+    red = format_count(red_macs(c.student))
+    extra = f", {format_count(c.patches.extra_macs)} more by patches" if c.patches and c.patches.extra_macs else ""
     certificate = str(c.plan.certificate) if c.plan.certificate else "given, not searched for"
     rows = [
-        ["MACs", f"{format_count(c.teacher.macs)} -> {format_count(c.student.macs)}, {kept} kept, {red} in RED blocks"],
+        ["MACs", f"{macs}, {kept} kept, {red} in RED blocks{extra}"],
         ["Parameters", f"{format_count(c.teacher.parameters)} -> {format_count(c.student.parameters)}"],
         ["Plan", f"{', '.join(map(str, c.plan.factors))}; {certificate}"],
         ["Objective", c.plan.objective],
@@ -149,6 +152,13 @@ def _facts(c: Comparison) -> list[str]:
         ["Took", f"{c.seconds:.1f} s"],
     ]
     return align_columns(rows, "<<")
+
+
+def _ladder(c: Comparison) -> list[str]:
+    """From the teacher's peak down."""
+    rows = [[rung.lever, format_bytes(rung.bytes), rung.cost] for rung in find_ladder(c)]
+    rows += [["", "", str(region)] for region in (c.patches.regions if c.patches else ())]
+    return ["Levers  what each leads to, and what it costs", *align_columns(rows, "<><", indent=2)]
 
 
 def _notes(notes: Sequence[str]) -> list[str]:

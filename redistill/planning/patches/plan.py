@@ -26,10 +26,11 @@ class PatchedRegion:
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """Regions run in parts; ``extra_macs`` is what they compute more than the same network run whole."""
+    """Regions run in parts: what they compute more than the network run whole, and what that would need."""
 
     regions: tuple[PatchedRegion, ...] = ()
     extra_macs: int = 0
+    whole_bytes: int = 0
     certificate: PatchCertificate | None = field(default=None, compare=False)
 
     @classmethod
@@ -37,7 +38,7 @@ class PatchPlan:
         """The plan of a segmentation, by names of nodes."""
         names = [step.node.name for step in network.steps]
         regions = tuple(PatchedRegion(names[r.start], names[r.end - 1], r.form) for r in segmentation.regions)
-        return cls(regions, segmentation.extra_macs, segmentation.certificate)
+        return cls(regions, segmentation.extra_macs, certificate=segmentation.certificate)
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.regions)) or "nothing is run in parts"
