@@ -291,7 +291,7 @@ def test_reports_show_the_ladder_of_levers_and_the_parts(student: Student, tmp_p
     assert [rung.bytes for rung in rungs] == sorted((rung.bytes for rung in rungs), reverse=True)
     assert student.patches is not None
     text = student.report()
-    assert all(str(region) in text for region in student.patches.regions)
+    assert all(str(region.form) in text for region in student.patches.regions)
     assert any("tile1of" in step.node for step in student.profile.timeline)
     data = to_json(comparison)
     assert data["patches"] == student.patches.to_plain()

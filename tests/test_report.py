@@ -212,6 +212,10 @@ counted while in use
 
 Peak activation memory  3.000 MiB -> 1.500 MiB, 2.00x under a budget of 1.500 MiB  [budget met]
 
+Levers  what each leads to, and what it costs
+  in place, in this order  3.000 MiB
+  pooling                  1.500 MiB  40.0 % of the MACs kept, accuracy; RED blocks add 4.0 %
+
                            grid                           peak              MACs
 stage          teacher  student   factor    teacher    student  teacher  student
 ────────────────────────────────────────────────────────────────────────────────
@@ -232,7 +236,7 @@ Alive at the student's peak  1.500 MiB in step 2 of 6, stem
   1.000 MiB  66.7 %  input x  1x3x8x8 float32
   0.500 MiB  33.3 %  stem     1x8x2x2 float32
 
-MACs        5.000 M -> 2.200 M, 44.0 % kept, 200.000 K in RED blocks
+MACs        5.000 M -> 2.200 M, 40.0 % kept, 200.000 K in RED blocks
 Parameters  1.000 K -> 1.100 K
 Plan        2, 1; optimal among 25 plans (proved by visiting 7 nodes of the search tree)
 Objective   macs

@@ -157,7 +157,7 @@ def _facts(c: Comparison) -> list[str]:
 def _ladder(c: Comparison) -> list[str]:
     """From the teacher's peak down."""
     rows = [[rung.lever, format_bytes(rung.bytes), rung.cost] for rung in find_ladder(c)]
-    rows += [["", "", str(region)] for region in (c.patches.regions if c.patches else ())]
+    rows += [["", "", shorten(str(region), 60)] for region in (c.patches.regions if c.patches else ())]
     return ["Levers  what each leads to, and what it costs", *align_columns(rows, "<><", indent=2)]
 
 
