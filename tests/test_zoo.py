@@ -3,6 +3,7 @@ import signal
 import pytest
 import torch
 
+import redistill
 from redistill.errors import ModelError
 from redistill.evidence.zoo import catalogue, isolation
 from redistill.evidence.zoo.results import Results, Row, listing, summary
@@ -67,3 +68,22 @@ def test_rows_are_kept_and_found_again_after_a_cut_line(tmp_path):
     assert [row.network for row in rows] == ["a", "b"]
     assert "of 2 networks with convolutions 1 are verified" in str(summary(rows))
     assert "so / it is" in str(listing(rows))
+
+
+class Tokens(torch.nn.Module):
+    """Maps that are views of tokens, as in networks with channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix = torch.nn.Conv2d(3, 64, 4, 4), torch.nn.Linear(64, 64)
+        self.down, self.head = torch.nn.Conv2d(64, 32, 2, 2), torch.nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        tokens = self.mix(x.flatten(2).transpose(1, 2)).relu()
+        return self.head(self.down(tokens.transpose(1, 2).unflatten(2, x.shape[2:])).mean((2, 3)))
+
+
+def test_maps_that_are_views_of_tokens_are_planned():
+    student = redistill.transform(Tokens().eval(), torch.randn(1, 3, 64, 64), budget="1.2x")
+    assert student.plan.peak_bytes < student.plan.teacher_bytes

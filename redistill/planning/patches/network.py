@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -140,6 +141,8 @@ class PatchNetwork:
             return step.cell_bytes
         channels: int = math.prod(step.shape) // math.prod(step.sides)
         first = self.steps[step.operands[0].position]
+        if first.axes is None:  # a view of what is no map, such as tokens
+            return channels * int(step.node.meta.get("dtype", torch.float32).itemsize)
         whole: int = math.prod(first.shape)
         return int(self.value_bytes(first.position) * math.prod(first.sides) * channels // max(whole, 1))
 
