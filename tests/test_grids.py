@@ -343,6 +343,7 @@ def test_maps_resized_to_a_part_of_the_images_size_are_not_tied_to_the_image():
 
     student = student_of(Pyramid(), torch.randn(1, 3, 64, 64), taps="none")
     assert max(student.plan.factors) > 1
+    assert max(student_of(Pyramid(), torch.randn(1, 3, 128, 128)).plan.factors) > 1
 
 
 def test_nothing_as_long_as_a_stride_is_lost():

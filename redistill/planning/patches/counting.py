@@ -158,8 +158,8 @@ def strip_bound(network: PatchNetwork, start: int, end: int, found: Fronts, colu
     most = kept = 0
     for step in network.steps[start:end]:
         front, first = found.fronts.get(step.position), found.kept_from.get(step.position)
-        if front is None or step.position not in columns.made:
-            continue
+        if front is None or step.position not in columns.made or step.axes is None:
+            continue  # sizes make no memory
         row = network.value_bytes(step.position) * _length(columns.made[step.position])
         if first is not None and strip and not step.recorded.folds:
             kept += row * max(0, front[strip - 1] - min(first[strip:]))
