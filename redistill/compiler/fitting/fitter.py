@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from redistill.compiler.fitting.layers import Layers, Site, find_layers
 from redistill.compiler.fitting.norms import Statistics, calibrate
-from redistill.compiler.fitting.regression import Moments
+from redistill.compiler.fitting.regression import Moments, choose_ridge
 from redistill.compiler.fitting.stream import Stream
 from redistill.errors import FitError, ModelError
 from redistill.tracing.capture import capture
@@ -91,7 +91,8 @@ def fit(
         student: a student that inherited the teacher's weights; see ``redistill.transform``.
         teacher: its teacher, on the same device; it is not changed.
         inputs: a batch of what both networks are called with, such as images (B, C, H, W); the more the better.
-        ridge: pull towards the inherited weights, relative to the mean power of a layer's inputs.
+        ridge: least pull towards the inherited weights, relative to the mean power of a layer's inputs; each layer
+            gets a stronger one, or keeps its weights, where that explains more of images it was not solved on.
         memory: bytes of maps that may be kept between layers, for each of the two networks. Less memory takes longer,
             for maps that are not kept are computed again. Beside them and the images there are the maps of one batch
             of 16 images, and of one layer the matrix to invert: 16 bytes for each pair of its weights to one output.
@@ -172,9 +173,9 @@ class _Fitter:
             if site.norm is not None:
                 self._measure(site.norm)
             return
-        regression = moments.result()
+        regression = moments.whole().result()
         inherited = site.weight.cpu().double().reshape(regression.moment.mT.shape).mT
-        weights = regression.solve(inherited)
+        weights = regression.solve(inherited, choose_ridge(moments, inherited))
         site.weight.copy_(weights.mT.reshape(site.weight.shape))
         self.fits.append(LayerFit(site.layer, regression.unexplained(inherited), regression.unexplained(weights)))
         shift = regression.shift(weights).flatten()
@@ -195,7 +196,7 @@ class _Fitter:
             if aim is None:
                 return None, None
             moments = moments or Moments(self.ridge, centred=site.norm is not None or call.bias is not None)
-            moments.add(call.patches(), aim.reshape(len(aim), call.groups, aim.shape[1] // call.groups, -1))
+            moments.add_to_either(call.patches(), aim.reshape(len(aim), call.groups, aim.shape[1] // call.groups, -1))
         return moments, call.bias
 
     def _measure(self, node: Node) -> None:

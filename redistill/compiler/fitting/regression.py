@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,9 @@ TINY = 1e-12
 
 TOLERANCE = 0.02
 """How far single precision may move what is to be inverted, relative to the ridge, before double precision is used."""
+
+STEPS = (1, 10, 100)
+"""Ridges that are tried, in units of the one given."""
 
 BLOCK = 1 << 25
 """Bytes of inputs that are laid out as a matrix at a time."""
@@ -28,6 +32,7 @@ class Moments:
         self.ridge, self.centred, self.rows = ridge, centred, 0
         self.type: torch.dtype | None = None
         self.sums: list[Tensor] = []
+        self.other: Moments | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Rows: inputs (B, G, F, L) and what is wanted (B, G, O, L)."""
@@ -37,6 +42,22 @@ class Moments:
         images = max(1, BLOCK * len(x) // max(1, x.numel() * x.element_size()))
         for rows, wanted in zip(torch.split(x, images), torch.split(y, images), strict=True):
             self._sum(_laid_out(rows.to(self.type)), _laid_out(wanted.to(self.type)))
+
+    def add_to_either(self, x: Tensor, y: Tensor) -> None:
+        """Rows as for ``add``, in turn to this half and to the other one, by which a ridge can be chosen."""
+        if self.other is None:
+            self.other = Moments(self.ridge, self.centred)
+        half = self if self.rows <= self.other.rows else self.other
+        half.add(x, y)
+
+    def whole(self) -> Moments:
+        """Both halves together."""
+        if self.other is None or not self.other.rows:
+            return self
+        both = Moments(self.ridge, self.centred)
+        both.sums = [a + b for a, b in zip(self.sums, self.other.sums, strict=True)]
+        both.rows = self.rows + self.other.rows
+        return both
 
     def _sum(self, x: Tensor, y: Tensor) -> None:
         products = (x @ x.mT, x @ y.mT, *(v.sum(-1, keepdim=True) for v in (x, y, y.square())))
@@ -80,11 +101,14 @@ class Regression:
         """``gram`` and ``moment`` about the means."""
         return self.gram - self.x @ self.x.mT, self.moment - self.x @ self.y.mT
 
-    def solve(self, weights: Tensor) -> Tensor:
-        """The best weights (G, F, O), pulled towards those given."""
+    def solve(self, weights: Tensor, ridge: float | None = None) -> Tensor:
+        """The best weights (G, F, O), pulled towards those given, by ``ridge`` where another is wanted."""
+        ridge = self.ridge if ridge is None else ridge
+        if math.isinf(ridge):
+            return weights
         gram, moment = self.covariances if self.centred else (self.gram, self.moment)
         power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)
-        damped = gram + torch.diag_embed((self.ridge * power)[:, None].expand(gram.shape[:2]))
+        damped = gram + torch.diag_embed((ridge * power)[:, None].expand(gram.shape[:2]))
         return weights + torch.cholesky_solve(moment - gram @ weights, torch.linalg.cholesky(damped))
 
     def shift(self, weights: Tensor) -> Tensor:
@@ -102,6 +126,22 @@ class Regression:
         explained = (2 * weights * self.covariances[1]).sum()
         left = total - explained + self.statistics(weights)[1].sum()
         return float(left.clamp_min(0) / total.clamp_min(TINY))
+
+
+def choose_ridge(moments: Moments, weights: Tensor) -> float:
+    """The pull with which weights solved on one half of the rows explain most of the other half.
+
+    From the ridge given on, in steps of ten; infinite, no change, where every solution is worse than the weights now,
+    as where there are fewer rows than features. Few rows make one half only: the ridge given.
+    """
+    if moments.other is None or not moments.other.rows:
+        return moments.ridge
+    halves = moments.result(), moments.other.result()
+    errors = {
+        ridge: sum(b.unexplained(a.solve(weights, ridge)) for a, b in (halves, halves[::-1]))
+        for ridge in (*(moments.ridge * step for step in STEPS), math.inf)
+    }
+    return min(errors, key=errors.__getitem__)
 
 
 def is_well_conditioned(x: Tensor, ridge: float, centred: bool) -> bool:
