@@ -32,8 +32,10 @@ class Lattice:
 FINE = Lattice()
 COARSE = Lattice((1, 2, 4, 8), (2, 4, 8, 14, 28, 56), 32)
 """Enough to tell quickly what patches would do."""
-NEARLY = 0.004
-"""Segmentations within this share of the network's multiply-accumulates count as equally cheap: fewer calls win."""
+NEARLY = 0.01
+"""Segmentations within this share of the network's multiply-accumulates are weighed by their calls too."""
+CALL = 2e-5
+"""What a call more is worth, as a share of the network's multiply-accumulates: every call takes time of its own."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Segmenter:
         most = min(int(to_go[first] + NEARLY * self.network.macs), self.most_extra)
         if to_go[first] > self.most_extra:
             return None
-        chosen = _fewest_calls(graph, self.cuts, to_go, most)
+        chosen = _cheapest(graph, self.cuts, to_go, most, CALL * self.network.macs)
         edges = [e for e in chosen if e is not None]
         peak = max(self._peak_outside([e.region for e in edges]), max((e.peak_bytes for e in edges), default=0))
         fitting = len([1 for _, _, data in graph.edges(data=True) if data["edge"]])
@@ -326,10 +328,10 @@ class Segmenter:
         return max((level for t, level in enumerate(self.network.live) if t not in inside), default=0)
 
 
-def _fewest_calls(
-    graph: nx.MultiDiGraph[int], cuts: list[int], to_go: dict[int, float], most: int
+def _cheapest(
+    graph: nx.MultiDiGraph[int], cuts: list[int], to_go: dict[int, float], most: int, call: float
 ) -> list[Edge | None]:
-    """Among the paths of at most ``most`` extra multiply-accumulates the one with the fewest calls, strips first."""
+    """Among the paths of at most ``most`` extra multiply-accumulates the one that is cheapest, calls weighed, strips first."""
     labels: dict[int, list[tuple[int, int, int, list[Edge | None]]]] = {cuts[0]: [(0, 0, 0, [])]}
     for cut in cuts[:-1]:
         for calls, squares, cost, path in labels.get(cut, ()):
@@ -340,7 +342,7 @@ def _fewest_calls(
                 edge = data["edge"]
                 more, square = (edge.calls, int(not edge.region.form.keeps)) if edge else (0, 0)
                 _add_label(labels.setdefault(after, []), (calls + more, squares + square, reached, [*path, edge]))
-    return min(labels[cuts[-1]], key=lambda label: label[:3])[3]
+    return min(labels[cuts[-1]], key=lambda label: (label[2] + call * label[0], *label[:3]))[3]
 
 
 def _add_label(
