@@ -331,7 +331,7 @@ class Segmenter:
 def _cheapest(
     graph: nx.MultiDiGraph[int], cuts: list[int], to_go: dict[int, float], most: int, call: float
 ) -> list[Edge | None]:
-    """Among the paths of at most ``most`` extra multiply-accumulates the one that is cheapest, calls weighed, strips first."""
+    """Among the paths of at most ``most`` extra work the cheapest, calls weighed, strips first."""
     labels: dict[int, list[tuple[int, int, int, list[Edge | None]]]] = {cuts[0]: [(0, 0, 0, [])]}
     for cut in cuts[:-1]:
         for calls, squares, cost, path in labels.get(cut, ()):
