@@ -145,7 +145,8 @@ def expand(analysis: Analysis, factors: Sequence[int]) -> tuple[int, ...]:
             raise PlanError(f"stage {stage.name} must keep factor 1, for {stage.fixed}")
         if given[stage.index] > max(stage.grid, default=1):
             raise PlanError(
-                f"factor {given[stage.index]:,} is more than stage {stage.name} has places, {format_shape(stage.grid)}"
+                f"factor {given[stage.index]:,} is more than stage {stage.name} has places, "
+                f"{format_shape(stage.grid)}; choose pooling factors that divide its sides"
             )
     by_stage = tuple(given.get(s.index, 1) for s in stages)
     problem = ScalingModel(analysis.stages, analysis.convention, [(f,) for f in by_stage]).problem()

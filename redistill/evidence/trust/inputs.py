@@ -27,7 +27,7 @@ from redistill.models import load_model
 from redistill.models.specs import parse_spec
 from redistill.planning.taps import read_taps
 
-SLOW = 5.0
+SLOW = 20.0
 """Seconds after which an input counts as a hang."""
 LONGEST = 20_000
 """Characters of a message; the command line shows the first thousand."""
@@ -89,7 +89,7 @@ def mutated(tree: Any, chance: random.Random) -> Any:
 
 def _mutate(tree: Any, chance: random.Random) -> Any:
     if not isinstance(tree, (dict, list)) or not tree or chance.random() < 0.15:
-        return chance.choice(NASTY)
+        return copy.deepcopy(chance.choice(NASTY))
     key = chance.choice(list(tree)) if isinstance(tree, dict) else chance.randrange(len(tree))
     if chance.random() < 0.1 and isinstance(tree, dict):
         del tree[key]
