@@ -467,3 +467,21 @@ def test_maps_laid_out_by_sizes_of_the_image_follow_their_own_stage():
     module, x = Hybrid(), torch.randn(1, 3, 64, 96)
     assert [s.fixed for s in stages_of(module, x).free] == [None, None]
     assert student_of(module, x, factors=(2, 1), taps="none").plan.factors == (2, 1)
+
+
+def test_sizes_among_the_operations_of_a_region_need_no_memory():
+    class Levels(nn.Module):
+        """Three levels, all resized to the first one's size."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = layer(3, 32, 4), layer(32, 64), layer(64, 64)
+            self.mix, self.out = layer(160, 64, 1), nn.Conv2d(64, 4, 1)
+
+        def forward(self, x):
+            a = self.a(x)
+            b = self.b(a)
+            maps = [F.interpolate(v, size=a.shape[2:], mode="bilinear") for v in (a, b, self.c(b))]
+            return F.interpolate(self.out(self.mix(torch.cat(maps, 1))), scale_factor=4, mode="bilinear")
+
+    assert student_of(Levels(), torch.randn(1, 3, 128, 128)).plan.peak_bytes > 0
