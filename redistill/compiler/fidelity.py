@@ -190,10 +190,16 @@ class Judge:
         self.aim = run(teacher, self.held_out)
 
     def __call__(self, student: GraphModule) -> Agreement:
-        """Fit ``student``, in place, and judge it; one that has nothing to fit is judged as it is."""
+        """Fit ``student``, in place, and judge it; it keeps the weights it had where those agree better."""
+        inherited = compare(run(student, self.held_out), self.aim)
+        before = {key: value.clone() for key, value in student.state_dict().items()}
         with suppress(FitError):
             fit_graphs(student, self.teacher, self.fitted)
-        return compare(run(student, self.held_out), self.aim)
+        fitted = compare(run(student, self.held_out), self.aim)
+        if fitted.rank >= inherited.rank:
+            return fitted
+        student.load_state_dict(before)
+        return inherited
 
 
 @torch.no_grad()
