@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -66,6 +67,9 @@ class FitReport:
     def total(self) -> int:
         """How many layers there are."""
         return len(self.layers) + len(self.unchanged) + len(self.left)
+
+    def __iter__(self) -> Iterator[LayerFit]:
+        return iter(self.layers)
 
     def __str__(self) -> str:
         parts = [f"fitted {len(self.layers)} of {self.total} layers"]
