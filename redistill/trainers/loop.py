@@ -32,7 +32,14 @@ from redistill.trainers.optimizers import make_optimizer, set_learning_rate
 from redistill.trainers.progress import Facts, Metrics, Outcome, Progress
 from redistill.trainers.record import Record, draw_curves, render_grid
 from redistill.trainers.schedule import factor
-from redistill.trainers.state import Tree, load_optimizer_state, optimizer_state, read_state
+from redistill.trainers.state import (
+    Tree,
+    load_module_state,
+    load_optimizer_state,
+    module_state,
+    optimizer_state,
+    read_state,
+)
 from redistill.trainers.task import Batch, Task
 
 logger = logging.getLogger(__name__)
@@ -131,7 +138,7 @@ class Loop:
         return {
             "facts": self.facts.to_plain(),
             "progress": self.progress.state_dict(),
-            "task": self.task.state_dict(),
+            "task": module_state(self.task),
             "optimizer": optimizer_state(self.optimizer),
             "scaler": None if scaler is None else scaler.state_dict(),
             "average": None if average is None else average.state_dict(),
@@ -143,7 +150,7 @@ class Loop:
     def _load_state(self, state: Tree, place: Path) -> None:
         self.facts.check(state["facts"], place)
         self.progress.load_state_dict(state["progress"])
-        self.task.load_state_dict(state["task"])
+        load_module_state(self.task, state["task"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

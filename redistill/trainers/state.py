@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,19 @@ def read_state(folder: Path) -> Tree:
         return _unpack(plain, load_file(folder / TENSORS))
     except Exception as error:
         raise CheckpointError(f"{folder} is damaged: {' '.join(str(error).split())[:120]}") from error
+
+
+def module_state(module: nn.Module) -> Tree:
+    """A module's weights and buffers, and the versions by which some modules read them."""
+    state = module.state_dict()
+    return {"values": dict(state), "versions": dict(getattr(state, "_metadata", {}))}
+
+
+def load_module_state(module: nn.Module, tree: Tree) -> None:
+    """Give them back: without its version, an observer of ranges takes its own for an old one and resets a part."""
+    state = OrderedDict(tree["values"])
+    state._metadata = tree["versions"]  # type: ignore[attr-defined]  # where torch itself keeps them
+    module.load_state_dict(state)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:

@@ -89,7 +89,7 @@ def test_every_method_trains_a_real_student_and_leaves_the_teacher_alone(setting
     assert all(parameter.grad is None for parameter in teacher.parameters())
     terms = {name for entry in Record(tmp_path).entries() if entry["kind"] == "train" for name in entry}
     assert any(name.startswith(f"{method}/") for name in terms)
-    saved = read_state(loop.checkpoints.all()[-1])["task"]
+    saved = read_state(loop.checkpoints.all()[-1])["task"]["values"]
     assert {name.split(".")[0] for name in saved} <= {"network", "distillation"}
 
 

@@ -225,7 +225,7 @@ def test_averages_are_delivered(settings, tmp_path):
     loop = Loop(task, config.recipe, config.run, tmp_path)
     loop.run()
     assert all(torch.equal(value, loop.average.values[name]) for name, value in student.state_dict().items())
-    trained = read_state(loop.checkpoints.all()[-1])["task"]
+    trained = read_state(loop.checkpoints.all()[-1])["task"]["values"]
     assert any(not torch.equal(value, trained[f"network.{name}"]) for name, value in student.state_dict().items())
 
 

@@ -102,7 +102,9 @@ def checkpoint_weights(folder: Path) -> Mapping[str, Tensor]:
         averaged: Mapping[str, Tensor] = state["average"]["values"]
         return averaged
     prefix = "network."
-    return {name.removeprefix(prefix): value for name, value in state["task"].items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in state["task"]["values"].items() if name.startswith(prefix)
+    }
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
