@@ -1,7 +1,9 @@
 import pytest
 import torch
 import torchvision
+from torch import nn
 
+import redistill
 from redistill.compiler.analysis import analyze
 from redistill.errors import TapError
 from redistill.memory.conventions import DEPLOY
@@ -63,6 +65,27 @@ def test_a_unet_is_tapped_on_both_ways():
 def places(resnet, *pairs):
     entries = tuple(pairs)
     return resolve_taps(entries, resnet.graph_module, (1,) * 6, resnet.stages)
+
+
+def test_a_tap_stands_behind_what_enlarges_its_map():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.deep = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+            self.up, self.last = (nn.ConvTranspose2d(16, c, 3, 2, 1, output_padding=1) for c in (8, 2))
+            self.head = nn.Conv2d(2, 2, 3, 1, 1)
+
+        def forward(self, x):
+            down = self.down(x)
+            return self.head(self.last(torch.cat([down, self.up(self.deep(down))], 1)))
+
+    student = redistill.transform(
+        Net().eval(), torch.zeros(1, 1, 64, 64), factors=[2, 1, 1], taps=[("last out", "last out")]
+    )
+    (block,) = (n for n in student.graph.nodes if n.meta.get("tap") == "last_out")
+    assert "upsampling" in {n.name.split("_")[-1] for n in student.graph.nodes if n < block}
+    assert student.taps[0].grid == (64, 64)
+    assert student(torch.zeros(1, 1, 64, 64)).shape == (1, 2, 64, 64)
 
 
 def test_taps_by_hand_are_checked(resnet):

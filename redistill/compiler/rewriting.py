@@ -15,7 +15,7 @@ from redistill.memory.profiling import count_parameters, profile_record
 from redistill.memory.recording import GraphRecord
 from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
 from redistill.passes.geometry import UnreachableGridError
-from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Resize, Restride
+from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Resize, Restride, carriers
 from redistill.passes.running import Pass, pass_name, run_passes
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.passes.verify import VerifyPass, output_shapes
@@ -65,9 +65,9 @@ def attach(
         PlanError: a guard no longer holds, or an output changes its shape.
         PassError: one of ``passes`` fails, or leaves a graph that does not hold.
     """
-    for node in student.graph.nodes:
+    for name, node in carriers(student).items():
         node.meta[TAPS] = tuple(
-            TapOrder(t.name, t.channels, t.module, t.side, len(t.grid)) for t in taps if t.student_node == node.name
+            TapOrder(t.name, t.channels, t.module, t.side, len(t.grid)) for t in taps if t.student_node == name
         )
     expected = output_shapes(analysis.graph_module, analysis.stages.record)
     verify = VerifyPass(analysis.inputs, expected, analysis.dtype)
@@ -118,8 +118,9 @@ def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
 
 def real_grids(analysis: Analysis, student: GraphModule) -> dict[str, Grid]:
     """The grids that really arise in a pooled student, for each node that lies on one."""
-    axes = {n.name: analysis.stages.growth.axes(n.name) for n in student.graph.nodes if "shape" in n.meta}
-    return {n.name: tuple(n.meta["shape"][a] for a in axes[n.name]) for n in student.graph.nodes if axes.get(n.name)}
+    shapes = {name: node.meta["shape"] for name, node in carriers(student).items() if "shape" in node.meta}
+    axes = {name: analysis.stages.growth.axes(name) for name in shapes}
+    return {name: tuple(shape[a] for a in axes[name]) for name, shape in shapes.items() if axes[name]}
 
 
 def _entrance(transition: Transition, analysis: Analysis) -> tuple[int, Grid]:

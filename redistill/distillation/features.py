@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from redistill.distillation.method import Need, Outputs
+from redistill.passes.insert_pooling import carriers
 from redistill.planning.stages import Stage
 from redistill.student import Student, record_of
 
@@ -39,7 +40,9 @@ def student_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str
     """The student's nodes that hold what is needed; a tap stands at its RED block's output."""
     taps = {n.meta["tap"]: n.name for n in student.graph.nodes if "tap" in n.meta}
     coarse = {ours.name: ours.output for ours, _ in coarse_stages(student)} if Need.COARSE in needs else {}
-    return _tap_nodes(taps, needs) | _stage_nodes(student, needs) | _coarse_nodes(coarse)
+    standing = carriers(student)
+    places = _stage_nodes(student, needs) | _coarse_nodes(coarse)
+    return _tap_nodes(taps, needs) | {f: standing[n].name if n in standing else n for f, n in places.items()}
 
 
 def teacher_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:

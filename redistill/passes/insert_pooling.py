@@ -28,6 +28,7 @@ from redistill.tracing.operators import name_of, slices_of
 from redistill.tracing.windows import Sides, Window, read_window, sliding_kind, with_own_padding, write_window
 
 RESTRIDE = "restride"
+CARRIES = "carries"  # key in node.meta: the node whose map this one holds, enlarged or cropped
 
 
 @dataclass(frozen=True)
@@ -307,8 +308,14 @@ class _Rewriter(ShapeInterpreter):
         with node.graph.inserting_after(node):
             successor = create(node.graph)
         successor.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
+        successor.meta[CARRIES] = node.meta.get(CARRIES, node.name)
         node.replace_all_uses_with(successor, delete_user_cb=lambda user: user is not successor)
         return successor
+
+
+def carriers(graph_module: GraphModule) -> dict[str, Node]:
+    """Where the map of each node stands: at the node itself, or at the last one that enlarges or crops it."""
+    return {node.meta.get(CARRIES, node.name): node for node in graph_module.graph.nodes}
 
 
 def _enlargement(own: Window, axis: int, stride: Fraction) -> int:
