@@ -109,6 +109,23 @@ def test_what_fails_again_and_again_at_one_operation_is_not_tried_any_more():
     assert "3 plans did not hold when carried out, all because" in failures.summary()
 
 
+def test_a_plan_at_which_a_module_raises_is_left_out():
+    class Own(nn.Conv2d):
+        def forward(self, x):
+            if self.stride == (4, 4):
+                raise KeyError(self.stride)
+            return super().forward(x)
+
+    def network(kind):
+        return nn.Sequential(kind(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 8, 3, 2, 1), nn.ReLU(), head(8)).eval()
+
+    x = torch.zeros(1, 3, 64, 64)
+    assert redistill.transform(network(nn.Conv2d), x, "2x", taps="none").plan.factors[0] == 2
+    assert redistill.transform(network(Own), x, "2x", taps="none").plan.factors[0] == 4
+    with pytest.raises(PlanError, match="KeyError"):
+        redistill.transform(network(Own), x, factors=[2, 1], taps="none")
+
+
 def test_a_search_ends_when_its_time_is_up(monkeypatch):
     monkeypatch.setattr("redistill.compiler.failures.MAX_SECONDS", -1.0)
     module = nn.Sequential(layer(3, 16), layer(16, 32), head(32))

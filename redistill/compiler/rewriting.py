@@ -9,7 +9,7 @@ from fractions import Fraction
 from torch.fx import GraphModule
 
 from redistill.compiler.analysis import Analysis
-from redistill.errors import PassError
+from redistill.errors import PassError, PlanError
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import count_parameters, profile_record
 from redistill.memory.recording import GraphRecord
@@ -46,7 +46,8 @@ def rewrite(
     ``passes`` are the user's own, run after ours; what they leave is verified as ours is.
 
     Raises:
-        PlanError: an operation cannot take its stride, a guard no longer holds, or an output changes its shape.
+        PlanError: an operation cannot take its stride, a guard no longer holds, an output changes its shape, or a pass
+            of ours fails.
         PassError: one of ``passes`` fails, or leaves a graph that does not hold.
     """
     return attach(analysis, pool(analysis, by_stage), taps, init, passes)
@@ -62,7 +63,7 @@ def attach(
     """Lay the taps into a student that is pooled already, in place, run the user's ``passes`` and verify it.
 
     Raises:
-        PlanError: a guard no longer holds, or an output changes its shape.
+        PlanError: a guard no longer holds, an output changes its shape, or a pass of ours fails.
         PassError: one of ``passes`` fails, or leaves a graph that does not hold.
     """
     for name, node in carriers(student).items():
@@ -71,12 +72,20 @@ def attach(
         )
     expected = output_shapes(analysis.graph_module, analysis.stages.record)
     verify = VerifyPass(analysis.inputs, expected, analysis.dtype)
-    run_passes(student, [AttachTapsPass(init), verify])
+    _run_ours(student, [AttachTapsPass(init), verify])
     if passes:
         student = _run_own(student, passes, verify)
     run_passes(student, [StripGuardsPass()])
     found = profile_record(verify.record, analysis.convention.of_graph)
     return Rewritten(student, replace(found, parameters=count_parameters(student), dtype=analysis.dtype), verify.record)
+
+
+def _run_ours(student: GraphModule, passes: Sequence[Pass]) -> None:
+    """Run passes of ours; what fails in them is the plan's, for another may not come there."""
+    try:
+        run_passes(student, passes)
+    except PassError as error:
+        raise PlanError(str(error)) from error
 
 
 def _run_own(student: GraphModule, passes: Sequence[Pass], verify: VerifyPass) -> GraphModule:
@@ -96,7 +105,7 @@ def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
     """Pool a copy of the teacher by the plan; where a grid is out of reach, its whole stage takes a smaller one.
 
     Raises:
-        PlanError: an operation cannot take its stride, or the graph no longer fits together.
+        PlanError: an operation cannot take its stride, the graph no longer fits together, or a pass of ours fails.
     """
     smaller: dict[tuple[int, Grid], Grid] = {}
     targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
@@ -104,7 +113,7 @@ def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
         student = clone(analysis.graph_module).eval()
         annotate(student, analysis, by_stage, smaller)
         try:
-            run_passes(student, [InsertPoolingPass()])
+            _run_ours(student, [InsertPoolingPass()])
             return student
         except UnreachableGridError as error:
             entrance = targets[error.node]
