@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.quantization import fake_quantize, observer
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -179,6 +180,12 @@ def test_forms_without_python_modules_or_weights_are_refused_with_what_to_give()
     quantised = torch.ao.nn.quantized.Conv2d(3, 4, 3)
     with pytest.raises(ModelError, match=r"0 \(Conv2d\) is quantised.*before quantisation"):
         capture(nn.Sequential(quantised), X)
+
+
+@pytest.mark.parametrize("part", [observer.MinMaxObserver, fake_quantize.FakeQuantize])
+def test_a_model_prepared_for_quantisation_is_refused_with_what_to_give(part):
+    with pytest.raises(ModelError, match=rf"1 \({part.__name__}\).*before it is prepared, and quantise the student"):
+        capture(nn.Sequential(nn.Conv2d(3, 4, 3), part()), X)
 
 
 def test_what_a_model_holds_is_read_where_it_can_be():

@@ -21,6 +21,7 @@ from redistill.tracing.checks import check_outputs, check_runs
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import check_copyable
 from redistill.tracing.guards import is_guard_only
+from redistill.tracing.obstacles import check_unprepared
 from redistill.tracing.skeleton import build_graph_module, to_meta
 from redistill.tracing.tracer import trace_graph
 
@@ -56,11 +57,13 @@ def capture(
     says so. The model is not touched, whatever its forward writes to, and not even when something fails.
 
     Raises:
-        ModelError: the model does not run on the inputs, or holds weights that cannot be used.
+        ModelError: the model does not run on the inputs, holds weights that cannot be used, or is prepared for
+            quantisation.
         TraceError: the model cannot be traced, or its graph fails a check; the message names module, file and line.
     """
     leaf_modules = tuple(leaf_modules)
     check_copyable(model)
+    check_unprepared(model)
     call, inputs = read_call(model, example_input)
     with plain_context(inputs):
         try:

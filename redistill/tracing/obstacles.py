@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from redistill.errors import ModelError
 from redistill.internal.reasons import first_line
 from redistill.tracing.guards import error_place
 
@@ -12,6 +14,8 @@ _CONTROL_FLOW = (
     "leaf_modules=, or wrap the model"
 )
 _OTHERWISE = "Move that line into a module of its own, which then stays one node of the graph, or wrap the model"
+
+_WATCHERS = frozenset(("observer", "fake_quantize", "fake_quantizer", "_learnable_fake_quantize"))
 
 
 class ObstacleError(Exception):
@@ -38,6 +42,25 @@ def check_autocast(device: torch.device) -> None:
             "the forward switches torch.autocast on, which a graph does not record",
             "Leave autocast to the caller, or convert what needs it by .to(dtype)",
         )
+
+
+def check_unprepared(model: nn.Module) -> None:
+    """Refuse a model that has been prepared for quantisation.
+
+    Raises:
+        ModelError: observers or fake quantisation, of torch.ao or torchao.
+    """
+    for path, part in model.named_modules():
+        if any(map(_watches, type(part).__mro__)):
+            raise ModelError(
+                f"{path or 'the model'} ({type(part).__name__}) is there to quantise: it reads the values of maps, and "
+                "keeps the ranges of the teacher's; give the model before it is prepared, and quantise the student"
+            )
+
+
+def _watches(kind: type) -> bool:
+    package, _, file = kind.__module__.partition(".")
+    return package in ("torch", "torchao") and file.rpartition(".")[2] in _WATCHERS
 
 
 def describe(error: BaseException) -> str:
