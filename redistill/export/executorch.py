@@ -91,7 +91,7 @@ def run_program(data: bytes, inputs: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         ExportError: the runtime cannot load or run it.
     """
-    return [x.clone() for x in _execute(data, "forward", tuple(inputs))]
+    return list(_execute(data, "forward", tuple(inputs)))
 
 
 def read_metadata(data: bytes) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def _execute(data: bytes, name: str, inputs: tuple[Tensor, ...]) -> Sequence[Any
         from executorch.runtime import Runtime
 
         try:
-            method = Runtime.get().load_program(data).load_method(name)
+            program = Runtime.get().load_program(data)  # the method reads it as long as it runs
+            method = program.load_method(name)
             assert method is not None
-            found: Sequence[Any] = method.execute(inputs)
-            return found
+            return [x.clone() if isinstance(x, Tensor) else x for x in method.execute(inputs)]  # its memory ends here
         except RuntimeError as error:
             reason = " ".join((said().strip().rpartition("\n")[2] or str(error)).split())
             raise ExportError(f"ExecuTorch's runtime cannot run the file: {reason[:200]}") from error
