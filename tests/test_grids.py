@@ -209,6 +209,56 @@ def test_functions_move_between_grids_as_modules_do(pool):
     assert {k for k in student.state_dict() if k.startswith("weights")} == {"weights.0", "weights.1"}
 
 
+class OwnLayer(nn.Module):
+    """A layer that is no ``nn.Conv2d``, its weight standardised."""
+
+    def __init__(self, cin, cout, stride=2):
+        super().__init__()
+        self.weight, self.stride = nn.Parameter(torch.randn(cout, cin, 3, 3)), stride
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), None, self.stride, 1)
+
+
+class OwnNorm(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.gain / x.square().mean(1, keepdim=True).add(1e-6).sqrt()
+
+
+class Clipped(OwnLayer):
+    def forward(self, x):
+        self.weight.data = self.weight.data.clamp(-1, 1)
+        return super().forward(x)
+
+
+def test_a_layer_of_ones_own_is_entered_where_it_slides_over_a_grid():
+    x = torch.randn(1, 3, 64, 64)
+
+    def network(kind):
+        return nn.Sequential(
+            kind(3, 16, **keywords(kind)), nn.ReLU(), OwnNorm(16), kind(16, 32, **keywords(kind)), head(32)
+        )
+
+    def keywords(kind):
+        return {"kernel_size": 3, "stride": 2, "padding": 1} if kind is nn.Conv2d else {}
+
+    ours, plain = (redistill.transform(network(kind).eval(), x, "1.5x") for kind in (OwnLayer, nn.Conv2d))
+    assert ours.plan.factors == plain.plan.factors
+    assert [str(tap) for tap in ours.taps] == [str(tap) for tap in plain.taps]
+    assert [
+        n.target for n in ours.graph.nodes if n.op == "call_module" and "2" in str(n.target)
+    ]  # the norm is one node
+
+
+def test_a_layer_of_ones_own_that_cannot_be_entered_stays_one_node_with_the_reason():
+    captured = capture(nn.Sequential(Clipped(3, 16), head(16)), torch.randn(1, 3, 64, 64))
+    assert any(note.startswith("0 stays one node: the forward overwrites a weight") for note in captured.notes)
+
+
 def test_padding_by_name_becomes_numbers_where_a_stride_comes():
     module = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding="same"), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 48, 3, padding="same"), head()

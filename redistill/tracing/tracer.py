@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.errors import TraceError
 from redistill.tracing.call import Call, read_call
@@ -40,6 +41,7 @@ from redistill.tracing.skeleton import evaluate, known_value, to_meta
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNSEEN = "a tensor comes out of code that the trace cannot see into"
+_WINDOWS = re.compile(r"aten::(convolution|(max|avg)_pool\dd)")
 _ALIASES = frozenset(("aten::detach", "aten::alias", "aten::view_as", "aten::lift_fresh"))
 
 
@@ -264,7 +266,7 @@ class Tracer:
         path = self.module_paths[module]
         if self.is_blind:
             return _run(module, args, kwargs)
-        if self._is_leaf(module, path):
+        if self._is_leaf(module, path) or self._is_plain_layer(module, path, args, kwargs):
             return self._call_leaf(path, args, kwargs)
         mark = (next(iter(reversed(self.graph.nodes)), None), len(self.journal), dict(self.calls))
         try:
@@ -303,17 +305,24 @@ class Tracer:
             self.stack.pop(key, None)
 
     def _is_leaf(self, module: nn.Module, path: str) -> bool:
-        """Instances of torch.nn layers, and childless modules with state or a train/eval behaviour of their own."""
+        """Instances of torch.nn layers, and childless modules with a train/eval behaviour of their own but no state."""
         if isinstance(module, self.leaf_modules) or path in self.opaque:
             return True
         if isinstance(module, _CONTAINERS):
             return False
         if any(c.__module__.startswith(("torch.nn", "torch.jit")) for c in type(module).__mro__ if c is not nn.Module):
             return True
-        if next(module.children(), None) is not None:
+        return next(module.children(), None) is None and not _has_state(module) and _reads_training(module)
+
+    def _is_plain_layer(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> bool:
+        """Whether a layer of one's own, without children but with state, slides over no grid: it stays in one piece."""
+        if isinstance(module, _CONTAINERS) or next(module.children(), None) is not None or not _has_state(module):
             return False
-        has_state = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-        return has_state or _reads_training(module)
+        watch = _WatchWindows()
+        with suppress(Exception), self._unseen(), watch:
+            plain = tree_map(lambda v: v.value if is_size(v) else to_meta(v), (args, kwargs))
+            evaluate(self.skeleton, "call_module", path, *plain)
+        return not watch.seen
 
     def _roll_back(self, last: Node | None, entries: int, calls: dict[str, int]) -> None:
         for node in reversed(self.graph.nodes):
@@ -331,6 +340,20 @@ class Tracer:
     def _erase(self, node: Node) -> None:
         self.graph.erase_node(node)
         self.kept.append(self.values.pop(node, None))
+
+
+class _WatchWindows(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether something slides over a grid: a convolution, or a pool with a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen = self.seen or _WINDOWS.match(func._schema.name) is not None
+        return func(*args, **(kwargs or {}))
 
 
 class _RecordOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -426,6 +449,10 @@ def _rebuilt(like: Any, parts: Any) -> Any:
 def _filled(like: Any, parts: dict[Any, Any]) -> Any:
     kind: Any = type(like)
     return kind(**parts) if is_dataclass(like) else kind(parts)
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
 def _reads_training(module: nn.Module) -> bool:
