@@ -128,7 +128,7 @@ def test_auxiliary_heads_are_off_unless_asked_for() -> None:
         ("redistill:resnext18?strides=[1,2]", "resnext18: strides [1, 2] must be 6 whole numbers of 1 or more"),
         ("redistill:resnet18_strided?strides=[2,2,2,2,2,2]", "its stride must be 1, not 2"),
         ("redistill:ddpm_unet?attention_levels=[4]", "attention_levels [4] are outside the levels 0 to 3"),
-        ("redistill:ddpm_unet?width=0", "width is 0; give 1 or more"),
+        ("redistill:ddpm_unet?width=0", "'width=0' must be above 0"),
         ("no.such:thing", "cannot import no.such for no.such:thing: ModuleNotFoundError: No module named 'no'"),
         ("torch.nn:Conv2", "torch.nn has no function 'Conv2'; did you mean Conv2d"),
         ("torch.nn:Conv2d", "cannot build torch.nn:Conv2d: TypeError"),

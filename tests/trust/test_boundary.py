@@ -57,6 +57,7 @@ def test_a_signal_ends_a_command_in_one_line(module, number, seconds, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a test run in the background ignores Ctrl-C
     )
     time.sleep(seconds)
     process.send_signal(number)

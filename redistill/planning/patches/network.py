@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from redistill.internal.caching import cached_method
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.recording import GraphRecord, Operation, Shape
@@ -123,7 +124,7 @@ class PatchNetwork:
         """Bytes alive when the parts of the results are put together after a region: the results are there twice."""
         return self.crossing[end] + self.made(start, end)
 
-    @cache  # noqa: B019
+    @cached_method
     def made(self, start: int, end: int) -> int:
         """Bytes of the results of a region that are read after it."""
         return sum(self.map_bytes(t) for t in self.results(start, end))
@@ -133,7 +134,7 @@ class PatchNetwork:
         step = self.steps[position]
         return self.value_bytes(position) * math.prod(step.sides)
 
-    @cache  # noqa: B019
+    @cached_method
     def value_bytes(self, position: int) -> int:
         """Bytes of one position of a result, whoever's memory it lies in."""
         step = self.steps[position]
@@ -161,7 +162,7 @@ class PatchNetwork:
             found.append(start)
         return found
 
-    @cache  # noqa: B019
+    @cached_method
     def is_region(self, start: int, end: int) -> bool:
         """Whether what lies between two cuts can be run in parts."""
         if start < self.reach_back[end] or start >= end:
