@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch import nn
+from torch.fx import Graph, GraphModule
 
 from redistill import recipe
-from redistill.compiler.request import Request
-from redistill.errors import StudentError, TapError
+from redistill.compiler.record import Provenance, StudentRecord, to_recipe
+from redistill.errors import StudentError
 from redistill.internal.text import format_shapes
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.passes.patch import join_of, lay_patches
@@ -23,57 +21,11 @@ from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import Comparison, render
-from redistill.tracing.call import Call, write_arguments
 from redistill.tracing.capture import capture
 from redistill.tracing.contexts import undisturbed
 from redistill.tracing.copying import in_mode
 from redistill.tracing.deployed import DEPLOYED, share_tensors
-from redistill.tracing.operators import IN_PLACE_FUNCTIONS, module_of
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Shape and type of an example input."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    def example(self) -> Tensor:
-        """Zeros of that shape and type."""
-        return torch.zeros(self.shape, dtype=getattr(torch, self.dtype))
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a student comes from and how it was made: all that is needed to make it again."""
-
-    teacher: str
-    model: str | None
-    weights: str
-    inputs: tuple[InputSpec, ...]
-    request: Request
-    notes: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class StudentRecord:
-    """What a student knows of itself."""
-
-    plan: PoolingPlan
-    taps: tuple[Tap, ...]
-    stages: tuple[Stage, ...]
-    teacher_profile: MemoryProfile
-    profile: MemoryProfile
-    reentry: str | None
-    provenance: Provenance
-    call: Call
-    patches: PatchPlan | None = None
-    nothing_in_place: int | None = None
-
-    def example(self, device: torch.device | None = None) -> dict[str, Any]:
-        """The teacher's arguments, by parameter, with zeros for tensors."""
-        return self.call.example([spec.example().to(device) for spec in self.provenance.inputs])
+from redistill.tracing.outputs import with_outputs
 
 
 class Student(GraphModule):
@@ -378,79 +330,3 @@ def record_of(student: Student) -> StudentRecord:
     found = student.meta["student"]
     assert isinstance(found, StudentRecord)
     return found
-
-
-def with_outputs(graph_module: GraphModule, places: Mapping[str, str], output: bool = True) -> GraphModule:
-    """A module over the same weights whose forward yields ``(output, {name: value of the node})``.
-
-    A node that a later in-place operation overwrites is returned as a copy of what it was.
-
-    Raises:
-        TapError: a node that the graph does not have.
-    """
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    result = graph.graph_copy(graph_module.graph, copies)
-    by_name = {old.name: new for old, new in copies.items()}
-    missing = [node for node in places.values() if node not in by_name]
-    if missing:
-        raise TapError(f"{type(graph_module).__name__} has no graph node {', '.join(missing)}")
-    overwritten = {old.name for old in copies if any(_writes_over(user, old) for user in old.users)}
-    extra = {name: _copied(by_name[node]) if node in overwritten else by_name[node] for name, node in places.items()}
-    graph.output((result if output else None, extra))
-    graph.eliminate_dead_code(is_impure_node=_must_stay)
-    module = GraphModule(graph_module, graph, f"{type(graph_module).__name__}WithTaps")
-    module.training = graph_module.training
-    return module
-
-
-def lay_behind(graph_module: GraphModule, place: str, name: str, module: nn.Module) -> str:
-    """Let all that reads a node read a module's output of it instead; returns the new node's name."""
-    node = next(node for node in graph_module.graph.nodes if node.name == place)
-    graph_module.add_submodule(name, module)
-    with graph_module.graph.inserting_after(node):
-        laid = graph_module.graph.call_module(name, (node,))
-    node.replace_all_uses_with(laid, delete_user_cb=lambda user: user is not laid)
-    graph_module.recompile()
-    return str(laid.name)
-
-
-def _copied(node: Node) -> Node:
-    """A copy of the node's value, taken at once."""
-    with node.graph.inserting_after(node):
-        return node.graph.call_method("clone", (node,))
-
-
-def _writes_over(user: Node, node: Node) -> bool:
-    if user.op == "call_module":
-        return bool(getattr(module_of(user), "inplace", False))
-    in_place = user.kwargs.get("inplace", False) or (
-        (user.op == "call_method" and str(user.target).endswith("_")) or user.target in IN_PLACE_FUNCTIONS
-    )
-    return bool(in_place) and bool(user.args) and user.args[0] is node
-
-
-def _must_stay(node: Node) -> bool:
-    return node.op in ("placeholder", "output") or node.target is operator.setitem
-
-
-def to_recipe(record: StudentRecord) -> dict[str, Any]:
-    """The record as plain data: what is needed to make the student again, and what a reader wants to know."""
-    origin = record.provenance
-    return {
-        "teacher": origin.teacher,
-        "model": origin.model,
-        "weights_of_teacher": origin.weights,
-        "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in origin.inputs],
-        "arguments": write_arguments(record.call.arguments),
-        "request": origin.request.to_plain(),
-        "peak_bytes": {"teacher": record.teacher_profile.peak_bytes, "student": record.plan.peak_bytes},
-        "plan": [
-            {"stage": s.name, "grid": list(s.grid), "factor": record.plan.by_stage[s.index]}
-            for s in record.stages
-            if not s.boundary
-        ],
-        "taps": [{"student": tap.student, "teacher": tap.teacher} for tap in record.taps],
-        "patches": record.patches.to_plain() if record.patches is not None else None,
-        "notes": list(origin.notes),
-    }

@@ -18,6 +18,7 @@ from redistill.compiler.fidelity import check_calibration, choose_by_fidelity
 from redistill.compiler.fitting.fitter import fit_graphs
 from redistill.compiler.levers import pull_levers
 from redistill.compiler.patching import carry_out_patches
+from redistill.compiler.record import InputSpec, Provenance, StudentRecord
 from redistill.compiler.request import MAX_EXTRA_MACS, Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
@@ -28,7 +29,7 @@ from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.report.data import red_macs
-from redistill.student import InputSpec, Provenance, Student, StudentRecord, record_of
+from redistill.student import Student, record_of
 from redistill.tracing.call import read_arguments
 from redistill.tracing.contexts import undisturbed
 

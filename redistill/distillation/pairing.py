@@ -9,8 +9,9 @@ from torch.fx import GraphModule
 from redistill.distillation.features import Feature, FeatureKind, Nodes
 from redistill.errors import TapError
 from redistill.planning.stages import Stage, find_stages
-from redistill.student import Student, record_of, with_outputs
+from redistill.student import Student, record_of
 from redistill.tracing.capture import capture
+from redistill.tracing.outputs import with_outputs
 
 
 def is_architecture_of(student: Student, teacher: nn.Module) -> bool:

@@ -16,7 +16,8 @@ from redistill.distillation.features import Feature, FeatureKind, Nodes, as_outp
 from redistill.distillation.method import Need, Outputs
 from redistill.distillation.pairing import capture_like, is_architecture_of, pair_by_grid
 from redistill.errors import ConfigError
-from redistill.student import Student, lay_behind, with_outputs
+from redistill.student import Student
+from redistill.tracing.outputs import lay_behind, with_outputs
 
 SEEN_FROM_OUTSIDE = frozenset({Need.LOGITS, Need.HARD_LABELS, Need.INDICES})
 """What can be known of a network without looking inside."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redistill.compiler.record import to_recipe
 from redistill.config.files import resolved
 from redistill.config.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
 from redistill.distillation import Outputs
@@ -23,7 +24,7 @@ from redistill.memory.profiling import profile
 from redistill.quantization import FakeQuantized, quantize
 from redistill.quantization.backend import require_backend
 from redistill.quantization.files import save_program
-from redistill.student import Student, record_of, to_recipe
+from redistill.student import Student, record_of
 from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.folder import RunFolder
