@@ -170,6 +170,15 @@ def test_an_exported_module_is_traced():
     assert capture(module, X).graph_module(X).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m, torch.fx.symbolic_trace, lambda m: nn.Sequential(torch.fx.symbolic_trace(m))]
+)
+def test_a_size_that_does_not_fit_prints_nothing(wrap, capfd):
+    module = wrap(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 5)))
+    assert capture(module, X).graph_module(X).shape == (2, 5)
+    assert capfd.readouterr().err == ""
+
+
 def test_forms_without_python_modules_or_weights_are_refused_with_what_to_give():
     with pytest.raises(ModelError, match=r"TorchScript module holds no Python modules.*give the model that was"):
         capture(torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3)), X), X)

@@ -58,10 +58,17 @@ def run_copy(model: nn.Module, inputs: Sequence[Any], call: Call | None = None) 
     """What ``model`` yields in eval mode; neither it nor a generator is changed, so a second run draws the same."""
     twin = working_copy(model)
     set_mode(twin, training=False)
+    _fail_silently(twin)
     with torch.no_grad(), preserved_generators():
-        # a graph that fails when called prints where
-        run: Any = twin._call_impl if isinstance(twin, GraphModule) else twin
-        return take_apart(call.run(run, inputs))[0] if call else run(*inputs)
+        return take_apart(call.run(twin, inputs))[0] if call else twin(*inputs)
+
+
+def _fail_silently(twin: nn.Module) -> None:
+    """Call the graphs in a copy as modules are called: ``GraphModule`` itself prints where it fails."""
+    for part in twin.modules():
+        if isinstance(part, GraphModule):
+            kind = type(part)
+            part.__class__ = type(kind.__name__, (kind,), {"__call__": nn.Module.__call__})
 
 
 def _compare(model: nn.Module, graph_module: GraphModule, call: Call, trial: tuple[Tensor, ...]) -> bool:
