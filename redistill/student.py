@@ -24,7 +24,8 @@ from redistill.report import Comparison, render
 from redistill.tracing.capture import capture
 from redistill.tracing.contexts import undisturbed
 from redistill.tracing.copying import in_mode
-from redistill.tracing.deployed import DEPLOYED, share_tensors
+from redistill.tracing.deployed import share_tensors
+from redistill.tracing.meta import Meta
 from redistill.tracing.outputs import with_outputs
 
 
@@ -74,7 +75,7 @@ class Student(GraphModule):
         student.meta.update(student=record, config=config)
         if record.patches is not None and record.patches.regions:
             convention = record.provenance.request.convention.of_graph
-            student.meta[DEPLOYED] = lay_patches(student, join_of(convention))
+            student.meta[Meta.DEPLOYED] = lay_patches(student, join_of(convention))
         student.recompile()
         return student
 
@@ -94,8 +95,8 @@ class Student(GraphModule):
         """
         code = super().recompile()
         meta = self.__dict__.get("meta", {})
-        record = meta.get("student")
-        if DEPLOYED in meta:
+        record = meta.get(Meta.RECORD)
+        if Meta.DEPLOYED in meta:
             sizes = [spec.shape[1:] for spec in record.provenance.inputs]
             type(self).forward = _dispatch(type(self).forward, sizes)
         if record is not None and not record.call.is_plain:
@@ -104,8 +105,8 @@ class Student(GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         copied = super().__deepcopy__(memo)
-        if DEPLOYED in copied.meta:
-            share_tensors(copied.meta[DEPLOYED], copied)
+        if Meta.DEPLOYED in copied.meta:
+            share_tensors(copied.meta[Meta.DEPLOYED], copied)
         copied.recompile()
         return copied
 
@@ -216,7 +217,7 @@ class Student(GraphModule):
             >>> list(maps) == [tap.name for tap in student.taps]
             True
         """
-        places = {n.meta["tap"]: n.name for n in self.graph.nodes if "tap" in n.meta} | dict(features or {})
+        places = {n.meta[Meta.TAP]: n.name for n in self.graph.nodes if Meta.TAP in n.meta} | dict(features or {})
         return with_outputs(self, places)
 
     @undisturbed
@@ -311,7 +312,7 @@ def _dispatch(whole: Callable[..., Any], sizes: Sequence[tuple[int, ...]]) -> Ca
     def forward(self: Student, *inputs: Any) -> Any:
         if self.training or any(tuple(x.shape[1:]) != size for x, size in zip(inputs, sizes, strict=False)):
             return whole(self, *inputs)
-        return self.meta[DEPLOYED](*inputs)
+        return self.meta[Meta.DEPLOYED](*inputs)
 
     return forward
 
@@ -327,6 +328,6 @@ def _submodule(name: str) -> property:
 
 def record_of(student: Student) -> StudentRecord:
     """What the student knows of itself, whatever its teacher's submodules are called."""
-    found = student.meta["student"]
+    found = student.meta[Meta.RECORD]
     assert isinstance(found, StudentRecord)
     return found

@@ -9,12 +9,13 @@ from torch.fx.passes.infra.pass_manager import PassManager
 
 from redistill.errors import PlanError, RedistillError
 from redistill.models.red_block import REDBlock
-from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
+from redistill.passes.attach_taps import AttachTapsPass, TapOrder
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
-from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Restride
+from redistill.passes.insert_pooling import InsertPoolingPass, Restride
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.tracing.canonicalize import CanonicalizePass, GlobalPoolPass
+from redistill.tracing.meta import Meta
 from redistill.tracing.skeleton import build_graph_module
 from redistill.tracing.tracer import trace_graph
 
@@ -76,7 +77,7 @@ def test_canonicalise_turns_a_pool_over_the_whole_map_into_a_global_pool():
 def restrided(module, side, stride, target, enlarge=1):
     graph_module = graph_of(module, torch.randn(1, 3, side, side))
     node = next(n for n in graph_module.graph.nodes if n.op == "call_module")
-    node.meta[RESTRIDE] = Restride((Fraction(stride) / enlarge,) * 2, (target, target))
+    node.meta[Meta.RESTRIDE] = Restride((Fraction(stride) / enlarge,) * 2, (target, target))
     InsertPoolingPass()(graph_module)
     graph_module.graph.lint()
     return graph_module, graph_module(torch.randn(2, 3, side, side))
@@ -186,7 +187,7 @@ class Chain(nn.Module):
 
 def test_a_red_block_on_the_out_side_is_read_by_all():
     graph_module = graph_of(Chain(), torch.randn(1, 3, 8, 8))
-    named(graph_module, "one").meta[TAPS] = (TapOrder("one_out", 4, "one", "out"),)
+    named(graph_module, "one").meta[Meta.TAPS] = (TapOrder("one_out", 4, "one", "out"),)
     assert AttachTapsPass()(graph_module).modified
     tapped = next(n for n in graph_module.graph.nodes if n.meta.get("tap") == "one_out")
     assert {user.name for user in tapped.users} == {"two", "add"}
@@ -200,7 +201,7 @@ def test_a_red_block_on_the_out_side_is_read_by_all():
 
 def test_a_red_block_on_the_in_side_is_read_inside_only():
     graph_module = graph_of(Chain(), torch.randn(1, 3, 8, 8))
-    named(graph_module, "one").meta[TAPS] = (TapOrder("two_in", 4, "two", "in"),)
+    named(graph_module, "one").meta[Meta.TAPS] = (TapOrder("two_in", 4, "two", "in"),)
     AttachTapsPass()(graph_module)
     tapped = next(n for n in graph_module.graph.nodes if n.meta.get("tap") == "two_in")
     assert {user.name for user in tapped.users} == {"two"}

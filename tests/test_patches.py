@@ -17,12 +17,13 @@ from redistill import measure
 from redistill.memory.conventions import DEPLOY, GRAPH, Convention
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import record_graph
-from redistill.passes.patch import PATCH, TILE, PatchOrder, PatchPass
+from redistill.passes.patch import TILE, PatchOrder, PatchPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.programs import Form, Region
 from redistill.planning.patches.segmenting import Segmentation, Segmenter
 from redistill.tracing.capture import capture
+from redistill.tracing.meta import Meta
 from tests.graphs import image
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -153,7 +154,7 @@ def carry_out(graph_module: GraphModule, network: PatchNetwork, regions: Sequenc
     nodes = {n.name: n for n in patched.graph.nodes}
     for index, region in enumerate(regions):
         for step in network.steps[region.start : region.end]:
-            nodes[step.node.name].meta[PATCH] = PatchOrder(index, region.form)
+            nodes[step.node.name].meta[Meta.PATCH] = PatchOrder(index, region.form)
     PatchPass(join)(patched)
     return patched
 

@@ -13,16 +13,16 @@ from redistill.errors import PassError, PlanError
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import count_parameters, profile_record
 from redistill.memory.recording import GraphRecord
-from redistill.passes.attach_taps import TAPS, AttachTapsPass, TapOrder
+from redistill.passes.attach_taps import AttachTapsPass, TapOrder
 from redistill.passes.geometry import UnreachableGridError
-from redistill.passes.insert_pooling import RESTRIDE, InsertPoolingPass, Resize, Restride, carriers
+from redistill.passes.insert_pooling import InsertPoolingPass, Resize, Restride, carriers
 from redistill.passes.running import Pass, pass_name, run_passes
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.passes.verify import VerifyPass, output_shapes
 from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
 from redistill.tracing.copying import clone
-from redistill.tracing.operators import REDUCES_INPUT
+from redistill.tracing.meta import Meta
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def attach(
         PassError: one of ``passes`` fails, or leaves a graph that does not hold.
     """
     for name, node in carriers(student).items():
-        node.meta[TAPS] = tuple(
+        node.meta[Meta.TAPS] = tuple(
             TapOrder(t.name, t.channels, t.module, t.side, len(t.grid)) for t in taps if t.student_node == name
         )
     expected = output_shapes(analysis.graph_module, analysis.stages.record)
@@ -127,7 +127,7 @@ def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
 
 def real_grids(analysis: Analysis, student: GraphModule) -> dict[str, Grid]:
     """The grids that really arise in a pooled student, for each node that lies on one."""
-    shapes = {name: node.meta["shape"] for name, node in carriers(student).items() if "shape" in node.meta}
+    shapes = {name: node.meta[Meta.SHAPE] for name, node in carriers(student).items() if Meta.SHAPE in node.meta}
     axes = {name: analysis.stages.growth.axes(name) for name in shapes}
     return {name: tuple(shape[a] for a in axes[name]) for name, shape in shapes.items() if axes[name]}
 
@@ -148,15 +148,16 @@ def annotate(
     for transition in analysis.stages.transitions:
         order = restride(transition, analysis, by_stage, smaller)
         if order is not None:
-            nodes[transition.node].meta[RESTRIDE] = order
+            nodes[transition.node].meta[Meta.RESTRIDE] = order
     for node in {name for name, _ in analysis.stages.told}:
         factor = by_stage[analysis.stages.stage_of[node]]
         if factor > 1:
             sizes = tuple((s, analysis.stages.growth.sides_in(s)) for n, s in analysis.stages.told if n == node)
-            nodes[node].meta[RESTRIDE] = Resize(Fraction(factor), sizes)
+            nodes[node].meta[Meta.RESTRIDE] = Resize(Fraction(factor), sizes)
     for node in graph_module.graph.nodes:
-        if REDUCES_INPUT in node.meta and RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
-            node.meta[RESTRIDE] = Restride((), (), ())
+        pools = Meta.REDUCES_INPUT in node.meta
+        if pools and Meta.RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
+            node.meta[Meta.RESTRIDE] = Restride((), (), ())
 
 
 def restride(

@@ -12,6 +12,7 @@ from redistill.distillation.method import Need, Outputs
 from redistill.passes.insert_pooling import carriers
 from redistill.planning.stages import Stage
 from redistill.student import Student, record_of
+from redistill.tracing.meta import Meta
 
 
 class FeatureKind(enum.Enum):
@@ -38,7 +39,7 @@ Nodes = Mapping[Feature, str]
 
 def student_nodes(student: Student, needs: frozenset[Need]) -> dict[Feature, str]:
     """The student's nodes that hold what is needed; a tap stands at its RED block's output."""
-    taps = {n.meta["tap"]: n.name for n in student.graph.nodes if "tap" in n.meta}
+    taps = {n.meta[Meta.TAP]: n.name for n in student.graph.nodes if Meta.TAP in n.meta}
     coarse = {ours.name: ours.output for ours, _ in coarse_stages(student)} if Need.COARSE in needs else {}
     standing = carriers(student)
     places = _stage_nodes(student, needs) | _coarse_nodes(coarse)

@@ -12,9 +12,9 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from redistill.errors import PassError
 from redistill.internal.seeding import generator
 from redistill.models.red_block import REDBlock, trace_block
+from redistill.tracing.meta import Meta
 from redistill.tracing.operators import module_path
 
-TAPS = "taps"  # key in node.meta
 RED = "red"  # where a student keeps its RED blocks
 
 
@@ -44,7 +44,7 @@ class AttachTapsPass(PassBase):
 
     def call(self, graph_module: GraphModule) -> PassResult:
         """Rewrite ``graph_module`` in place."""
-        orders = [(node, order) for node in graph_module.graph.nodes for order in node.meta.pop(TAPS, ())]
+        orders = [(node, order) for node in graph_module.graph.nodes for order in node.meta.pop(Meta.TAPS, ())]
         for node, order in orders:
             _lay(graph_module, node, order, self.init)
         if orders:
@@ -53,7 +53,7 @@ class AttachTapsPass(PassBase):
 
     def ensures(self, graph_module: GraphModule) -> None:
         """Check that each RED block is read and stands where its input is there."""
-        standing = {node.meta["tap"] for node in graph_module.graph.nodes if "tap" in node.meta}
+        standing = {node.meta[Meta.TAP] for node in graph_module.graph.nodes if Meta.TAP in node.meta}
         lost = sorted(red_blocks(graph_module).keys() - standing)
         if lost:
             raise PassError(f"attach taps: the RED blocks {', '.join(lost)} stand nowhere in the graph")
@@ -62,7 +62,7 @@ class AttachTapsPass(PassBase):
 
 def _lay(graph_module: GraphModule, node: Node, order: TapOrder, init: str) -> None:
     weight = next((p for p in graph_module.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
-    dtype = node.meta.get("dtype", weight.dtype)
+    dtype = node.meta.get(Meta.DTYPE, weight.dtype)
     own = generator(torch.initial_seed(), RED, order.name)  # torch's own is left where it is
     block = REDBlock(order.channels, init=init, dims=order.dims, dtype=dtype, generator=own).to(weight.device)
     block.train(graph_module.training)
@@ -72,7 +72,7 @@ def _lay(graph_module: GraphModule, node: Node, order: TapOrder, init: str) -> N
     output = _inline(graph_module, trace_block(block), path, node)
     for reader in readers:
         reader.replace_input_with(node, output)
-    output.meta["tap"] = order.name
+    output.meta[Meta.TAP] = order.name
 
 
 def _inline(graph_module: GraphModule, block: GraphModule, path: str, node: Node) -> Node:

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
 from redistill.errors import RedistillError
+from redistill.tracing.meta import Meta
 from redistill.tracing.operators import is_plain_convolution, modules_of
 
 _CONVOLUTIONS: dict[Any, tuple[type[_ConvNd], tuple[str, ...]]] = {
@@ -57,7 +58,7 @@ class BakeConvolutionsPass(PassBase):
 
 def _input_shape(node: Node) -> tuple[int, ...] | None:
     source = node.args[0] if node.args else None
-    return source.meta.get("shape") if isinstance(source, Node) else None
+    return source.meta.get(Meta.SHAPE) if isinstance(source, Node) else None
 
 
 def plain_convolution(module: nn.Module, shape: tuple[int, ...] | None) -> nn.Module | None:

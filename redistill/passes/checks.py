@@ -15,4 +15,4 @@ def require_shapes(graph_module: GraphModule, name: str) -> None:
     """
     unknown = [n.name for n in graph_module.graph.find_nodes(op="placeholder") if "shape" not in n.meta]
     if unknown:
-        raise PassError(f'{name}: the shape of the input {", ".join(unknown)} is not known; set node.meta["shape"]')
+        raise PassError(f"{name}: the shape of the input {', '.join(unknown)} is not known; set node.meta['shape']")

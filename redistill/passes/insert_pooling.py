@@ -24,10 +24,10 @@ from redistill.passes.checks import require_shapes
 from redistill.passes.enlarging import scale_size, shuffle
 from redistill.passes.geometry import Fit, UnreachableGridError, refit, widen
 from redistill.tracing.copying import shallow_copy
+from redistill.tracing.meta import Meta
 from redistill.tracing.operators import name_of, slices_of
 from redistill.tracing.windows import Sides, Window, read_window, sliding_kind, with_own_padding, write_window
 
-RESTRIDE = "restride"
 CARRIES = "carries"  # key in node.meta: the node whose map this one holds, enlarged or cropped
 
 
@@ -89,12 +89,12 @@ class InsertPoolingPass(PassBase):
             UnreachableGridError: an operation cannot make the grid it was asked for; ``node`` says which one.
             PlanError: the graph no longer fits together.
         """
-        if not any(RESTRIDE in node.meta for node in graph_module.graph.nodes):
+        if not any(Meta.RESTRIDE in node.meta for node in graph_module.graph.nodes):
             return PassResult(graph_module, False)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with torch.no_grad(), quiet_logger("torch._subclasses.fake_tensor"), mode:
             inputs = [
-                torch.empty(n.meta["shape"], dtype=n.meta.get("dtype"))
+                torch.empty(n.meta[Meta.SHAPE], dtype=n.meta.get(Meta.DTYPE))
                 for n in graph_module.graph.find_nodes(op="placeholder")
             ]
             _Rewriter(graph_module).run(*inputs)
@@ -114,7 +114,7 @@ class _Rewriter(ShapeInterpreter):
             self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
 
     def run_node(self, n: Node) -> Any:
-        order = n.meta.pop(RESTRIDE, None)
+        order = n.meta.pop(Meta.RESTRIDE, None)
         if order is not None:
             self._rewrite(n, order)
         try:
@@ -122,7 +122,7 @@ class _Rewriter(ShapeInterpreter):
         except Exception as error:
             raise MisfitError(n, str(error).partition("\n")[0]) from error
         if isinstance(value, Tensor):
-            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+            n.meta[Meta.SHAPE], n.meta[Meta.DTYPE] = tuple(value.shape), value.dtype
         return value
 
     def _rewrite(self, node: Node, order: Restride | Resize) -> None:

@@ -37,8 +37,8 @@ from redistill.planning.patches.programs import (
 )
 from redistill.planning.patches.rules import expand_index, pad_arguments, pads_itself
 from redistill.tracing.deployed import share_tensors
+from redistill.tracing.meta import Meta
 
-PATCH = "patch"  # key in node.meta: the region that a node is to be run in
 TILE = "tile"  # key in node.meta: which piece of which region a laid node belongs to
 
 
@@ -78,11 +78,11 @@ class PatchPass(PassBase):
         Raises:
             TileError: a region cannot be run in its form.
         """
-        orders = {n.name: n.meta.pop(PATCH) for n in graph_module.graph.nodes if PATCH in n.meta}
+        orders = {n.name: n.meta.pop(Meta.PATCH) for n in graph_module.graph.nodes if Meta.PATCH in n.meta}
         if not orders:
             return PassResult(graph_module, False)
         placeholders = graph_module.graph.find_nodes(op="placeholder")
-        inputs = [torch.empty(n.meta["shape"], dtype=n.meta.get("dtype")) for n in placeholders]
+        inputs = [torch.empty(n.meta[Meta.SHAPE], dtype=n.meta.get(Meta.DTYPE)) for n in placeholders]
         network = PatchNetwork(graph_module, record_graph(graph_module, inputs), DEPLOY)
         for number in sorted({o.region for o in orders.values()}, reverse=True):  # readers are laid before their makers
             inside = [t for name, t in network.positions.items() if name in orders and orders[name].region == number]
@@ -103,13 +103,13 @@ def mark_patches(graph_module: GraphModule, plan: PatchPlan) -> None:
     nodes = list(graph_module.graph.nodes)
     places = {node.name: index for index, node in enumerate(nodes)}
     for node in nodes:
-        node.meta.pop(PATCH, None)
+        node.meta.pop(Meta.PATCH, None)
     for number, region in enumerate(plan.regions):
         first, last = places.get(region.first), places.get(region.last)
         if first is None or last is None or last < first:
             raise PlanError(f"the graph has no region from {region.first} to {region.last}")
         for node in nodes[first : last + 1]:
-            node.meta[PATCH] = PatchOrder(number, region.form)
+            node.meta[Meta.PATCH] = PatchOrder(number, region.form)
 
 
 def join_of(convention: Convention) -> str:

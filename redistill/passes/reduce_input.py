@@ -7,7 +7,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.passes.checks import require_shapes
-from redistill.tracing.operators import REDUCES_INPUT, name_of
+from redistill.tracing.meta import Meta
+from redistill.tracing.operators import name_of
 
 _POOLS = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
 _READS_SIZE = ("getattr", "size", "dim")
@@ -34,7 +35,7 @@ class ReduceInputPass(PassBase):
 
 def _images(graph_module: GraphModule) -> list[Node]:
     """The inputs with the most axes: beside images (B, C, H, W) sequences are conditions."""
-    axes = {node: len(node.meta["shape"]) for node in graph_module.graph.find_nodes(op="placeholder")}
+    axes = {node: len(node.meta[Meta.SHAPE]) for node in graph_module.graph.find_nodes(op="placeholder")}
     most = max(axes.values(), default=0)
     return [node for node, count in axes.items() if count == most and most in _POOLS]
 
@@ -43,10 +44,10 @@ def _insert_pool(graph_module: GraphModule, image: Node) -> None:
     path = "reduced_input"
     while hasattr(graph_module, path):
         path += "_"
-    graph_module.add_submodule(path, _POOLS[len(image.meta["shape"])](1, 1, ceil_mode=True, count_include_pad=False))
+    graph_module.add_submodule(path, _POOLS[len(image.meta[Meta.SHAPE])](1, 1, ceil_mode=True, count_include_pad=False))
     with graph_module.graph.inserting_after(image):
         pool = graph_module.graph.call_module(path, (image,))
-    pool.meta[REDUCES_INPUT] = True
+    pool.meta[Meta.REDUCES_INPUT] = True
     image.replace_all_uses_with(pool, delete_user_cb=lambda user: user is not pool and not _reads_size(user))
 
 

@@ -11,6 +11,7 @@ from redistill.memory.order import best_order
 from redistill.memory.recording import record_graph
 from redistill.passes.checks import require_shapes
 from redistill.tracing.guards import is_guard_only
+from redistill.tracing.meta import Meta
 
 
 class ReorderPass(PassBase):
@@ -34,7 +35,7 @@ class ReorderPass(PassBase):
     def call(self, graph_module: GraphModule) -> PassResult:
         """Rewrite ``graph_module`` in place."""
         placeholders = graph_module.graph.find_nodes(op="placeholder")
-        inputs = [torch.empty(n.meta["shape"], dtype=n.meta.get("dtype")) for n in placeholders]
+        inputs = [torch.empty(n.meta[Meta.SHAPE], dtype=n.meta.get(Meta.DTYPE)) for n in placeholders]
         record = record_graph(graph_module, inputs)
         order = best_order(record, self.convention)
         names = [record.operations[i].node for i in order.positions]

@@ -7,6 +7,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from redistill.errors import PassError
 from redistill.tracing.guards import is_guard_only
+from redistill.tracing.meta import Meta
 
 
 class StripGuardsPass(PassBase):
@@ -16,7 +17,7 @@ class StripGuardsPass(PassBase):
         """Rewrite ``graph_module`` in place."""
         modified = False
         for node in reversed(graph_module.graph.nodes):
-            node.meta.pop("guard", None)
+            node.meta.pop(Meta.GUARD, None)
             if is_guard_only(node):
                 graph_module.graph.erase_node(node)
                 modified = True
@@ -26,7 +27,7 @@ class StripGuardsPass(PassBase):
 
     def ensures(self, graph_module: GraphModule) -> None:
         """Check that no guard is left and that nothing else was torn out."""
-        left = [node.name for node in graph_module.graph.nodes if "guard" in node.meta or is_guard_only(node)]
+        left = [node.name for node in graph_module.graph.nodes if Meta.GUARD in node.meta or is_guard_only(node)]
         if left:
             raise PassError(f"strip guards: {', '.join(left)} are left")
         graph_module.graph.lint()

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from redistill.planning.stages import Grid, StageGraph, Transition, common_path
 from redistill.tracing import operators
+from redistill.tracing.meta import Meta
 
 SIDES = ("in", "out")
 
@@ -57,7 +58,7 @@ def find_crossings(graph_module: GraphModule, stages: StageGraph) -> tuple[Cross
     places = Places(graph_module, stages)
     groups: dict[tuple[int, int], list[Transition]] = {}
     for transition in stages.transitions:
-        reduces_input = operators.REDUCES_INPUT in places.nodes[transition.node].meta
+        reduces_input = Meta.REDUCES_INPUT in places.nodes[transition.node].meta
         if transition.source != transition.target and transition.operator != "resize" and not reduces_input:
             groups.setdefault((transition.source, transition.target), []).append(transition)
     found: dict[tuple[Grid, Grid, bool], Crossing] = {}

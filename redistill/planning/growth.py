@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from redistill.memory.recording import GraphRecord, Shape, ShapeInterpreter
 from redistill.tracing import operators
+from redistill.tracing.meta import Meta
 from redistill.tracing.operators import name_of
 from redistill.tracing.windows import sliding_kind
 
@@ -118,7 +119,7 @@ def _first_sliding(graph_module: GraphModule, placeholder: Node) -> tuple[Node |
             if found is not None and node.all_input_nodes[0] in reached:
                 return node, found[1]
             if name_of(node) == "interpolate":
-                return node, len(node.meta.get("shape", ())) - 2
+                return node, len(node.meta.get(Meta.SHAPE, ())) - 2
     return None, 0
 
 
@@ -128,7 +129,7 @@ def _probe_axes(graph_module: GraphModule, placeholder: Node, first: Node, dims:
     way = _ancestors(source)
     if len(way) > LONGEST_WAY:
         return ()
-    shape = placeholder.meta["shape"]
+    shape = placeholder.meta[Meta.SHAPE]
     before = _shape_at(graph_module, source, way, {})
     found = []
     for axis in range(len(shape)):
@@ -159,8 +160,8 @@ def _shape_at(
         try:
             for step in (n for n in graph_module.graph.nodes if n in wanted):
                 if step.op == "placeholder":
-                    shape = shapes.get(step, step.meta.get("shape", ()))
-                    interpreter.env[step] = torch.empty(shape, dtype=step.meta.get("dtype"))
+                    shape = shapes.get(step, step.meta.get(Meta.SHAPE, ()))
+                    interpreter.env[step] = torch.empty(shape, dtype=step.meta.get(Meta.DTYPE))
                 else:
                     interpreter.env[step] = interpreter.run_node(step)
         except Exception:

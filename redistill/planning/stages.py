@@ -24,6 +24,7 @@ from redistill.planning.growth import Axes, Growth, grown_shapes
 from redistill.planning.tails import find_tails
 from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
+from redistill.tracing.meta import Meta
 from redistill.tracing.windows import sliding_kind
 
 Grid = tuple[int, ...]
@@ -194,7 +195,7 @@ class _Partition:
 
     def _pin(self, node: Node) -> None:
         """Control flow that read a size as a number leaves it no other."""
-        guard = node.meta.get("guard")
+        guard = node.meta.get(Meta.GUARD)
         if guard is None or isinstance(guard.value, bool) or not self.growth.scales(node.name):
             return
         while node not in self.labels and node.all_input_nodes:
@@ -231,7 +232,7 @@ class _Partition:
 
     def _stays_raw(self, node: Node, sources: list[Node]) -> bool:
         module = self._module(node)
-        slides = sliding_kind(node, module) is not None and operators.REDUCES_INPUT not in node.meta
+        slides = sliding_kind(node, module) is not None and Meta.REDUCES_INPUT not in node.meta
         if slides or isinstance(module, nn.Linear):
             return False
         return bool(sources) and all(s in self.raw for s in sources)

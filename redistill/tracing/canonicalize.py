@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from redistill.tracing.meta import Meta
 from redistill.tracing.operators import module_of
 
 _DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -100,6 +101,6 @@ def _covers_its_input(node: Node) -> bool:
     if not isinstance(module, nn.AvgPool2d) or "shape" not in node.meta:
         return False
     source = node.all_input_nodes[0]
-    height, width = source.meta["shape"][-2:]
+    height, width = source.meta[Meta.SHAPE][-2:]
     kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-    return tuple(kernel) == (height, width) and module.padding in (0, (0, 0)) and node.meta["shape"][-2:] == (1, 1)
+    return tuple(kernel) == (height, width) and module.padding in (0, (0, 0)) and node.meta[Meta.SHAPE][-2:] == (1, 1)

@@ -21,6 +21,7 @@ from redistill.tracing.checks import check_outputs, check_runs
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import check_copyable
 from redistill.tracing.guards import is_guard_only
+from redistill.tracing.meta import Meta
 from redistill.tracing.obstacles import check_unprepared
 from redistill.tracing.skeleton import build_graph_module, to_meta
 from redistill.tracing.tracer import trace_graph
@@ -80,7 +81,7 @@ def capture(
         if check:
             check_outputs(model, graph_module, call, inputs)
         GlobalPoolPass()(graph_module)
-    inlined = graph.output_node().meta["inlined"]
+    inlined = graph.output_node().meta[Meta.INLINED]
     notes += tuple(f"{name} is inlined: its forward as it is, its gradient that of its forward" for name in inlined)
     notes += tuple(f"{path} stays one node: {reason}" for path, reason in opaque.items())
     return Capture(graph_module, notes, inputs, call)

@@ -18,6 +18,7 @@ from redistill.internal.text import format_shapes
 from redistill.tracing.call import Call, take_apart
 from redistill.tracing.contexts import preserved_generators
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
+from redistill.tracing.meta import Meta
 from redistill.tracing.skeleton import evaluate, to_meta
 
 RELATIVE, OF_LARGEST = 1e-4, 1e-5  # rounding, in another order, of single precision
@@ -119,7 +120,7 @@ def broken_guard(graph_module: GraphModule, inputs: Sequence[Tensor]) -> str | N
                     values[node] = to_meta(evaluate(skeleton, node.op, node.target, args, kwargs))
         except Exception:
             return None
-        guard = node.meta.get("guard")
+        guard = node.meta.get(Meta.GUARD)
         if guard is not None and guard.convert(values[node]) != guard.value:
             return str(guard.where)
     return None

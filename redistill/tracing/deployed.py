@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
-DEPLOYED = "deployed"  # key in GraphModule.meta
+from redistill.tracing.meta import Meta
 
 
 def deployed_form(graph_module: GraphModule) -> GraphModule:
     """The graph that inference runs: that kept in ``meta["deployed"]``, or the graph itself."""
-    found = graph_module.meta.get(DEPLOYED, graph_module)
+    found = graph_module.meta.get(Meta.DEPLOYED, graph_module)
     assert isinstance(found, GraphModule)
     return found
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from redistill.tracing.meta import Meta
+
 
 @dataclass(frozen=True)
 class Guard:
@@ -29,17 +31,17 @@ def exactly(value: Any) -> Any:
 
 def guard_node(node: Node, value: Any, convert: Callable[[Any], Any], where: str) -> Any:
     """Note on ``node`` that its ``value`` was read by ``convert``; read in two ways, it must stay exactly the same."""
-    before: Guard | None = node.meta.get("guard")
+    before: Guard | None = node.meta.get(Meta.GUARD)
     if before is None:
-        node.meta["guard"] = Guard(convert(value), where, convert)
+        node.meta[Meta.GUARD] = Guard(convert(value), where, convert)
     elif before.convert is not convert:
-        node.meta["guard"] = Guard(value, before.where, exactly)
+        node.meta[Meta.GUARD] = Guard(value, before.where, exactly)
     return convert(value)
 
 
 def is_guard_only(node: Node) -> bool:
     """Whether ``node`` is kept only so that a guard can be checked again."""
-    return bool(node.meta.get("guard_only", False))
+    return bool(node.meta.get(Meta.GUARD_ONLY, False))
 
 
 def mark_guards(graph: Graph) -> None:
@@ -50,9 +52,9 @@ def mark_guards(graph: Graph) -> None:
         live = node.op in ("output", "placeholder") or node in needed or _mutates(node)
         if live:
             needed.update(node.all_input_nodes)
-        elif node in guarding or "guard" in node.meta:
+        elif node in guarding or Meta.GUARD in node.meta:
             guarding.update(node.all_input_nodes)
-            node.meta["guard_only"] = True
+            node.meta[Meta.GUARD_ONLY] = True
         else:
             graph.erase_node(node)
 
@@ -70,7 +72,7 @@ def _mutates(node: Node) -> bool:
 def guards_hold(graph_module: GraphModule, values: dict[str, Any]) -> str | None:
     """Where a recorded guard no longer holds, given the values of a new run; None if all do."""
     for node in graph_module.graph.nodes:
-        guard = node.meta.get("guard")
+        guard = node.meta.get(Meta.GUARD)
         if guard is not None and node.name in values and guard.convert(values[node.name]) != guard.value:
             return str(guard.where)
     return None

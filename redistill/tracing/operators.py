@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
+from redistill.tracing.meta import Meta
+
 _UNARY_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Dropout, nn.Dropout1d,
@@ -23,10 +25,6 @@ _UNARY_NAMES = frozenset((
 _SUM_NAMES = frozenset(("add", "sub", "iadd", "isub"))
 POINTWISE_MODULES = _UNARY_MODULES
 POINTWISE_NAMES = _UNARY_NAMES
-
-
-REDUCES_INPUT = "reduces_input"
-"""The key in ``node.meta`` of a pool that only makes the image smaller: what it gives counts as the image still."""
 
 
 def module_of(node: Node) -> nn.Module | None:
@@ -97,7 +95,7 @@ def slices_of(node: Node) -> tuple[slice, ...] | None:
     if node.target is not operator.getitem or "shape" not in getattr(node.args[0], "meta", {}):
         return None
     given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    dims = len(node.args[0].meta["shape"])  # type: ignore[union-attr]
+    dims = len(node.args[0].meta[Meta.SHAPE])  # type: ignore[union-attr]
     if sum(i is Ellipsis for i in given) > 1 or any(not isinstance(i, slice) and i is not Ellipsis for i in given):
         return None
     at = given.index(Ellipsis) if Ellipsis in given else len(given)

@@ -34,6 +34,7 @@ from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import mark_guards, user_place
+from redistill.tracing.meta import Meta
 from redistill.tracing.obstacles import ObstacleError, check_autocast, describe, remedy_of
 from redistill.tracing.rebinding import Rebinder
 from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
@@ -86,8 +87,8 @@ class Tracer:
         mark_guards(self.graph)
         for node in self.graph.nodes:
             if isinstance(self.values.get(node), Tensor):
-                node.meta["shape"] = tuple(self.values[node].shape)
-                node.meta["dtype"] = self.values[node].dtype
+                node.meta[Meta.SHAPE] = tuple(self.values[node].shape)
+                node.meta[Meta.DTYPE] = self.values[node].dtype
         return self.graph
 
     def _placeholders(self, names: Sequence[str], inputs: Sequence[Any]) -> list[Any]:

@@ -21,6 +21,7 @@ from redistill.memory.recording import GraphRecord, Operation, Shape
 from redistill.planning.patches.axes import AxisRule
 from redistill.planning.patches.rules import MAP_AXES, POINTWISE, TAKE_WEIGHTS, Axes, Rule, Subject, find_rule
 from redistill.tracing import operators
+from redistill.tracing.meta import Meta
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class PatchNetwork:
         channels: int = math.prod(step.shape) // math.prod(step.sides)
         first = self.steps[step.operands[0].position]
         if first.axes is None:  # a view of what is no map, such as tokens
-            return channels * int(step.node.meta.get("dtype", torch.float32).itemsize)
+            return channels * int(step.node.meta.get(Meta.DTYPE, torch.float32).itemsize)
         whole: int = math.prod(first.shape)
         return int(self.value_bytes(first.position) * math.prod(first.sides) * channels // max(whole, 1))
 
