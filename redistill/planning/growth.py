@@ -154,6 +154,10 @@ def _shape_at(
     graph_module: GraphModule, node: Node, way: Iterable[Node], shapes: dict[Node, tuple[int, ...]]
 ) -> tuple[int, ...]:
     """The shape of ``node`` with some inputs of another shape; () where the graph does not run so."""
+    # The interpreter is driven by hand, node by node, instead of by run(): only the way to the node is walked, since
+    # past it the graph may well not run at this size (a head that flattens, a window of fixed length). What is known
+    # of the graph at its own size stays as it is, so that a failure means just that the size does not pass, and no
+    # more.
     wanted = set(way)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         interpreter = ShapeInterpreter(graph_module, garbage_collect_values=False)

@@ -39,6 +39,9 @@ class ScalingModel:
         return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), taps)
 
     def _rows(self, buffers: Sequence[Buffer]) -> tuple[np.ndarray, tuple[Matrix, ...]]:
+        # What no factor changes is kept apart, in ``constant``: a buffer of no stage (weights' products, the head's
+        # vectors) and one that did not grow with the image. The input is a stage as well, whose one choice is factor
+        # 1; its bytes stand in its rows and so in every plan, just as the constant does.
         constant = np.zeros(self.steps)
         usage = tuple(np.zeros((len(c), self.steps)) for c in self.choices)
         for buffer in buffers:

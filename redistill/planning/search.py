@@ -303,6 +303,11 @@ def _symmetric(legal: dict[tuple[int, int], np.ndarray]) -> Iterator[tuple[tuple
 
 def _without_dominated_steps(problem: PlanningProblem) -> tuple[np.ndarray, list[Matrix]]:
     """Only the steps that can be the peak of some plan: no other step is at least as large at every choice."""
+    # A step is a row: its constant bytes, then its bytes of each stage at each factor. Whatever the plan, the bytes
+    # of a step are a sum of one entry from each stage's part of its row; so a row that is nowhere above another one
+    # can never be the only peak, and leaving it out changes no plan's peak. Rows are looked at by falling sum, since
+    # only a row of larger sum can stand above another one: one pass keeps exactly the rows that nothing stands above.
+    # Of a network of hundreds of operations a dozen are left, which is why a plan is judged in microseconds.
     features = np.unique(np.vstack([problem.constant[None], *problem.usage]).T, axis=0)
     order = np.argsort(-features.sum(axis=1))
     kept: list[np.ndarray] = []

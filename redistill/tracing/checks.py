@@ -170,6 +170,10 @@ def _random_like(tensor: Tensor, shape: Iterable[int]) -> Tensor:
 
 def _other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Large maps at 64 and 96 a side, small ones halved and twice as wide; the first with one more in the batch."""
+    # Which sizes? The trace is right at the example's by construction, so others must be tried, and such as the model
+    # is likely to take: multiples of 32, for most networks halve five times; small, for they run in real arithmetic;
+    # no square one alone, or rows and columns could be exchanged unseen; and another batch, or a baked batch size
+    # could. Below 32 a side is only halved or doubled, since there a network was made for just such maps.
 
     def shape(x: Tensor, small: int, more: int, height: Fraction, width: Fraction) -> tuple[int, ...]:
         if x.dim() != 4:
