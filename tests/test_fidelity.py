@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import redistill
 from redistill.commands.transform import main
+from redistill.compiler import fidelity
 from redistill.compiler.analysis import analyze
 from redistill.compiler.choosing import planning_problem
 from redistill.compiler.fidelity import candidates, compare
@@ -113,6 +115,20 @@ def test_with_images_the_student_of_any_objective_comes_fitted():
     with torch.no_grad():
         aim = teacher(images)
         assert F.mse_loss(fitted(images), aim) < F.mse_loss(plain(images), aim)
+
+
+def test_a_fit_that_agrees_less_than_the_inherited_weights_is_dropped(monkeypatch):
+    def spoil(student, teacher, inputs):
+        for value in student.parameters():
+            value.data.fill_(torch.nan)
+
+    monkeypatch.setattr(fidelity, "fit_graphs", spoil)
+    teacher, images = network(), pictures(20)
+    plain = redistill.transform(teacher, images[:1], "2.5x", taps="none").state_dict()
+    student = redistill.transform(teacher, images[:1], "2.5x", taps="none", calibration=images)
+    assert all(torch.equal(value, plain[key]) for key, value in student.state_dict().items())
+    (note,) = (note for note in student.provenance.notes if note.startswith("the inherited weights are kept"))
+    assert re.search(r"judged on 10 images.*% agree.*with the inherited weights \(fitted: .*% agree", note)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the other half. No labels are needed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -56,8 +57,8 @@ class Agreement:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Larger is better."""
-        return (self.share or 0.0, -self.divergence)
+        """Larger is better; outputs that are not finite are the worst."""
+        return (self.share or 0.0, -self.divergence) if math.isfinite(self.divergence) else (-1.0, -math.inf)
 
     def __str__(self) -> str:
         if self.share is None:
@@ -66,16 +67,39 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """How far a student agrees with its teacher before and after it is fitted."""
+
+    inherited: Agreement
+    fitted: Agreement
+
+    @property
+    def prefers_fitted(self) -> bool:
+        """Whether the fitted weights agree at least as well as the inherited ones."""
+        return self.fitted.rank >= self.inherited.rank
+
+    @property
+    def better(self) -> Agreement:
+        """That of the weights that are kept."""
+        return self.fitted if self.prefers_fitted else self.inherited
+
+    def __str__(self) -> str:
+        if self.prefers_fitted:
+            return f"{self.fitted} (inherited weights: {self.inherited})"
+        return f"{self.inherited} with the inherited weights (fitted: {self.fitted})"
+
+
+@dataclass(frozen=True)
 class Trial:
     """A plan that was carried out, fitted and judged."""
 
     choice: Choice
     factors: tuple[int, ...]
-    agreement: Agreement
+    verdict: Verdict
 
     def __str__(self) -> str:
         profile = self.choice.rewritten.profile
-        return f"{','.join(map(str, self.factors))} ({format_bytes(profile.peak_bytes)}): {self.agreement}"
+        return f"{','.join(map(str, self.factors))} ({format_bytes(profile.peak_bytes)}): {self.verdict}"
 
 
 def choose_by_fidelity(
@@ -114,7 +138,7 @@ def choose_by_fidelity(
             trials.append(Trial(choice, factors, judge(choice.rewritten.graph_module)))
     if not trials:
         raise InfeasibleBudgetError(explain(analysis, limit))
-    trials.sort(key=lambda trial: trial.agreement.rank, reverse=True)
+    trials.sort(key=lambda trial: trial.verdict.better.rank, reverse=True)
     notes = _notes(trials, len(inputs[0]) // 2, given_up, seconds)
     return replace(trials[0].choice, notes=(*trials[0].choice.notes, *notes))
 
@@ -189,17 +213,39 @@ class Judge:
         self.held_out = tuple(value[1::2] for value in inputs)
         self.aim = run(teacher, self.held_out)
 
-    def __call__(self, student: GraphModule) -> Agreement:
+    def __call__(self, student: GraphModule) -> Verdict:
         """Fit ``student``, in place, and judge it; it keeps the weights it had where those agree better."""
-        inherited = compare(run(student, self.held_out), self.aim)
         before = {key: value.clone() for key, value in student.state_dict().items()}
+        inherited = self._agreement(student)
         with suppress(FitError):
             fit_graphs(student, self.teacher, self.fitted)
-        fitted = compare(run(student, self.held_out), self.aim)
-        if fitted.rank >= inherited.rank:
-            return fitted
-        student.load_state_dict(before)
-        return inherited
+        verdict = Verdict(inherited, self._agreement(student))
+        if not verdict.prefers_fitted:
+            student.load_state_dict(before)
+        return verdict
+
+    def _agreement(self, student: GraphModule) -> Agreement:
+        return compare(run(student, self.held_out), self.aim)
+
+
+def fit_where_better(student: GraphModule, teacher: GraphModule, inputs: Inputs) -> str:
+    """Fit ``student`` to all images, in place, if its fit to every second one agrees better on the others.
+
+    Returns:
+        A note of which weights it has, and how far either agree.
+
+    Raises:
+        FitError: there is something to fit, and no layer that can be.
+    """
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    judge = Judge(teacher, inputs)
+    verdict = judge(student)
+    judged = f"judged on {len(judge.held_out[0])} images, fitted to the others: {verdict}"
+    if not verdict.prefers_fitted:
+        return f"the inherited weights are kept, for they agree better; {judged}"
+    student.load_state_dict(before)
+    report = fit_graphs(student, teacher, inputs)
+    return f"{report}, on {len(inputs[0])} images; {judged}"
 
 
 @torch.no_grad()

@@ -14,8 +14,7 @@ from redistill import recipe as folder
 from redistill.budget import Budget
 from redistill.compiler.analysis import Analysis, analyze
 from redistill.compiler.choosing import Choice, carry_out
-from redistill.compiler.fidelity import check_calibration, choose_by_fidelity
-from redistill.compiler.fitting.fitter import fit_graphs
+from redistill.compiler.fidelity import check_calibration, choose_by_fidelity, fit_where_better
 from redistill.compiler.levers import pull_levers
 from redistill.compiler.patching import carry_out_patches
 from redistill.compiler.record import InputSpec, Provenance, StudentRecord
@@ -83,8 +82,8 @@ def transform(
         model: the spec the teacher was loaded from, kept in the recipe so that the student can be loaded without it.
         weights: where the teacher's weights come from, for the report.
         calibration: images (N, C, H, W) without labels, or a tuple of all that the network is called with, to which the
-            student is fitted (see :func:`redistill.fit`): the student of every objective to all of them; with
-            ``fidelity`` to every second one, and the others judge.
+            student is fitted (see :func:`redistill.fit`). It is fitted to every second one, and the others judge: where
+            the inherited weights agree better they are kept; else, but with ``fidelity``, it is fitted to all of them.
         time_limit: seconds after which ``fidelity`` tries no further plan; a note says how many were left.
 
     Raises:
@@ -138,15 +137,15 @@ def make_student(
 def _choose(
     analysis: Analysis, request: Request, calibration: Tensor | tuple[Tensor, ...] | None, time_limit: float
 ) -> Choice:
-    """The choice that the request asks for, fitted where there are images."""
+    """The choice that the request asks for, fitted where there are images and that is better."""
     if request.goal == FIDELITY and "patches" not in request.levers:
         return choose_by_fidelity(analysis, request, calibration, time_limit)
     if calibration is None:
         return pull_levers(analysis, request)
     images = check_calibration(calibration, analysis.inputs)
     choice = pull_levers(analysis, request)
-    report = fit_graphs(choice.rewritten.graph_module, analysis.graph_module, images)
-    return replace(choice, notes=(*choice.notes, f"{report}, on {len(images[0])} images"))
+    note = fit_where_better(choice.rewritten.graph_module, analysis.graph_module, images)
+    return replace(choice, notes=(*choice.notes, note))
 
 
 def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Student:
