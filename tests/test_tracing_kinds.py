@@ -186,6 +186,19 @@ def test_a_size_that_does_not_fit_prints_nothing(wrap, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_sizes_that_are_tried_and_do_not_fit_print_nothing(capfd):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mean = nn.Conv2d(3, 16, 3, 2, 1), nn.Parameter(torch.zeros(3, 1, 1))
+
+        def forward(self, x):
+            return self.conv(x - self.mean).mean((2, 3))
+
+    redistill.transform(Model().eval(), X, factors=[2], taps="none")
+    assert capfd.readouterr().err == ""
+
+
 def test_forms_without_python_modules_or_weights_are_refused_with_what_to_give():
     with pytest.raises(ModelError, match=r"TorchScript module holds no Python modules.*give the model that was"):
         capture(torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3)), X), X)

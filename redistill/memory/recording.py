@@ -229,8 +229,7 @@ def probe_graph(
     def interpreter(modules: nn.Module, graph: Graph, recorder: Recorder) -> _ProbingInterpreter:
         return _ProbingInterpreter(modules, graph, recorder, known)
 
-    with quiet_logger("torch._subclasses.fake_tensor"):  # it logs the very failures looked for here
-        record, run = _record(graph_module, inputs, dtype, interpreter)
+    record, run = _record(graph_module, inputs, dtype, interpreter)
     assert isinstance(run, _ProbingInterpreter)
     return record, run.blocked
 
@@ -242,7 +241,8 @@ def _record(
     make_interpreter: Callable[[nn.Module, Graph, Recorder], _RecordingInterpreter],
 ) -> tuple[GraphRecord, _RecordingInterpreter]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with plain_context(inputs), torch.no_grad():
+    # it logs failures, which are raised, or looked for
+    with plain_context(inputs), torch.no_grad(), quiet_logger("torch._subclasses.fake_tensor"):
         modules = _fake_modules(graph_module, mode)
         recorder = Recorder(state_of(modules), ITEM_SIZES[dtype] if dtype else None)
         interpreter = make_interpreter(modules, graph_module.graph, recorder)

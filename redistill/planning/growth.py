@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
+from redistill.internal.silence import quiet_logger
 from redistill.memory.recording import GraphRecord, Shape, ShapeInterpreter
 from redistill.tracing import operators
 from redistill.tracing.meta import Meta
@@ -159,7 +160,8 @@ def _shape_at(
     # of the graph at its own size stays as it is, so that a failure means just that the size does not pass, and no
     # more.
     wanted = set(way)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), quiet_logger("torch._subclasses.fake_tensor"), mode:  # it logs the very failures tried for
         interpreter = ShapeInterpreter(graph_module, garbage_collect_values=False)
         try:
             for step in (n for n in graph_module.graph.nodes if n in wanted):
