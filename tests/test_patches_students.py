@@ -309,3 +309,21 @@ def test_macs_kept_are_the_teachers_own_and_what_patches_would_do_is_said(teache
     assert pooled.taps
     assert pooled.plan.macs_kept == pytest.approx(own / data["teacher"]["macs"])
     assert any("patches alone would meet this budget" in note for note in pooled.provenance.notes)
+
+
+class Registers(nn.Module):
+    """Some of its maps are empty, as where a transformer has no tokens of a kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.body = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.body(torch.cat([x[:, :, :0] * 2, x], 2)).mean((2, 3))
+
+
+def test_empty_maps_are_no_obstacle():
+    student = transform(Registers(), torch.zeros(1, 3, 32, 32), "1.5x", taps="none")
+    assert student.plan.peak_bytes <= student.plan.limit

@@ -139,7 +139,7 @@ class PatchNetwork:
     def value_bytes(self, position: int) -> int:
         """Bytes of one position of a result, whoever's memory it lies in."""
         step = self.steps[position]
-        if step.cell_bytes or not step.operands:
+        if step.cell_bytes or not step.operands or not math.prod(step.sides):
             return step.cell_bytes
         channels: int = math.prod(step.shape) // math.prod(step.sides)
         first = self.steps[step.operands[0].position]
