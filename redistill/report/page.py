@@ -30,6 +30,7 @@ from redistill.report.phrases import (
     buffer_kind,
     buffer_place,
     describe_convention,
+    describe_extra,
     describe_order,
     describe_reduction,
     describe_verdict,
@@ -145,7 +146,7 @@ def _comparison_figures(c: Comparison) -> list[Figure]:
             "MACs kept", f"{100 * c.plan.macs_kept:.1f} %",
             f"{format_count(c.teacher.macs)} → {format_count(c.student.macs)}"
             + (f", {format_count(red)} in RED blocks" if red else "")
-            + (f", {format_count(extra)} more by patches" if extra else ""),
+            + describe_extra(extra),
         ),
         Figure(
             "Parameters", format_count(c.student.parameters),

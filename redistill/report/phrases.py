@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redistill.internal.text import format_bytes, format_shape, format_share
+from redistill.internal.text import format_bytes, format_count, format_shape, format_share
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
 
@@ -29,6 +29,17 @@ def buffer_place(buffer: Buffer) -> str:
 def buffer_kind(buffer: Buffer) -> str:
     """Shape and element type; what an operation needs only within itself has neither."""
     return f"{format_shape(buffer.shape)} {buffer.dtype}".strip() if buffer.shape else buffer.dtype
+
+
+def describe_extra(extra_macs: int) -> str:
+    """What patches compute more or, where strides leave rows unread that whole maps would compute, less.
+
+    >>> describe_extra(2000), describe_extra(-2000), describe_extra(0)
+    (', 2.000 K more by patches', ', 2.000 K fewer by patches', '')
+    """
+    if not extra_macs:
+        return ""
+    return f", {format_count(abs(extra_macs))} {'more' if extra_macs > 0 else 'fewer'} by patches"
 
 
 def describe_budget(teacher_peak: int, student_peak: int, limit: int | None) -> str:

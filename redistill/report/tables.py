@@ -16,6 +16,7 @@ from redistill.report.phrases import (
     buffer_place,
     describe_budget,
     describe_convention,
+    describe_extra,
     describe_order,
     describe_verdict,
     step_place,
@@ -140,7 +141,7 @@ def _live(profile: MemoryProfile, heading: str) -> list[str]:
 def _facts(c: Comparison) -> list[str]:
     macs, kept = f"{format_count(c.teacher.macs)} -> {format_count(c.student.macs)}", f"{100 * c.plan.macs_kept:.1f} %"
     red = format_count(red_macs(c.student))
-    extra = f", {format_count(c.patches.extra_macs)} more by patches" if c.patches and c.patches.extra_macs else ""
+    extra = describe_extra(c.patches.extra_macs if c.patches else 0)
     certificate = str(c.plan.certificate) if c.plan.certificate else "given, not searched for"
     rows = [
         ["MACs", f"{macs}, {kept} kept, {red} in RED blocks{extra}"],
