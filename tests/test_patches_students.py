@@ -327,3 +327,9 @@ class Registers(nn.Module):
 def test_empty_maps_are_no_obstacle():
     student = transform(Registers(), torch.zeros(1, 3, 32, 32), "1.5x", taps="none")
     assert student.plan.peak_bytes <= student.plan.limit
+
+
+def test_a_long_network_is_not_searched_by_the_way(monkeypatch):
+    monkeypatch.setattr("redistill.compiler.levers.MOST_REGIONS", 2)
+    student = transform(Registers(), torch.zeros(1, 3, 32, 32), "1.5x", taps="none")
+    assert any("levers patches does" in note for note in student.provenance.notes)

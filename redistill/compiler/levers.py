@@ -27,6 +27,9 @@ from redistill.planning.patches.segmenting import COARSE, FINE, Lattice, Segment
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import FIDELITY, Certificate, Objective
 
+MOST_REGIONS = 100_000
+"""The possible regions of a network up to which it is told by the way what patches would do: some seconds' work."""
+
 
 def pull_levers(analysis: Analysis, request: Request) -> Choice:
     """Meet the request's budget by its levers, the one that costs least first.
@@ -138,6 +141,9 @@ def _what_patches_would_do(analysis: Analysis, request: Request, choice: Choice)
     if limit is None or all(factor == 1 for factor in choice.by_stage):
         return
     segmenter = teacher_segmenter(analysis, request.max_extra_macs, COARSE)
+    if segmenter.network.possible_regions > MOST_REGIONS:
+        yield "what patches alone would do was not looked for, since the network is long; levers patches does"
+        return
     found = segmenter.find(limit)
     if found is not None:
         yield f"patches alone would meet this budget at {_cost(analysis, found)}, outputs unchanged (levers patches)"

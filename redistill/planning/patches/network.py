@@ -163,6 +163,11 @@ class PatchNetwork:
             found.append(start)
         return found
 
+    @property
+    def possible_regions(self) -> int:
+        """How many pairs of cuts have nothing between them that could not be run in parts."""
+        return sum(end - start for end, start in enumerate(self.reach_back))
+
     @cached_method
     def is_region(self, start: int, end: int) -> bool:
         """Whether what lies between two cuts can be run in parts."""
