@@ -1,6 +1,7 @@
 """What README and documentation say runs: Python blocks are executed, commands are read by their own parsers."""
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -95,3 +96,12 @@ def test_links_lead_somewhere():
 def test_generated_tables_are_up_to_date():
     found = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", tmp_path]
+    found = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "planning" / "index.html").is_file()
