@@ -103,6 +103,14 @@ def test_options_and_numbers_beside_the_weights_are_read_and_nothing_else(tmp_pa
         load_weights(small(), tmp_path / "other.pt", "small")
 
 
+def test_of_a_deeper_network_its_own_layers_are_named_before_counters_of_batches(tmp_path):
+    torch.save({"state_dict": without_counters(state_of(1))}, tmp_path / "net.pt")
+    deeper = load_model("redistill:cifar_resnet?depth=14&width_mult=0.25")
+    with pytest.raises(ModelError, match=r"missing layer1\.1\.conv1\.weight") as refusal:
+        load_weights(deeper, tmp_path / "net.pt", "deeper")
+    assert "num_batches" not in str(refusal.value)
+
+
 def test_differences_name_the_nearest_key(tmp_path):
     state = state_of(1)
     state["layer1.0.convolution1.weight"] = state.pop("layer1.0.conv1.weight")

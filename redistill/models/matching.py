@@ -28,8 +28,8 @@ def rename_to_fit(state: State, expected: State) -> dict[str, Tensor]:
     keys share. A counter of batches that the file is too old to have is the model's.
     """
     found = max(_renamings(state, expected), key=lambda renamed: matches(renamed, expected))
-    counters = {key: value for key, value in expected.items() if key.endswith(_COUNTER) and key not in found}
-    return found | counters if _norms_match(found, counters) else found
+    counters = {key: value for key, value in expected.items() if key not in found and _is_counter_of_norm(key, found)}
+    return found | counters
 
 
 def matches(state: State, expected: State) -> int:
@@ -68,13 +68,13 @@ def _shared_prefixes(keys: Iterable[str]) -> list[str]:
     return shared
 
 
-def _norms_match(state: State, counters: Iterable[str]) -> bool:
-    return all(key.removesuffix(_COUNTER) + "running_mean" in state for key in counters)
+def _is_counter_of_norm(key: str, state: State) -> bool:
+    return key.endswith(_COUNTER) and key.removesuffix(_COUNTER) + "running_mean" in state
 
 
 def describe_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """What keeps a state dict from fitting: other shapes, missing and unexpected keys, each with the nearest key."""
-    missing = [key for key in expected if key not in found]
+    missing = sorted((key for key in expected if key not in found), key=lambda key: key.endswith(_COUNTER))
     unexpected = [key for key in found if key not in expected]
     reshaped = [
         f"{key} is {_shape(found[key])} in the file, {_shape(value)} in the model"
