@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redistill.compiler.fitting import fit
-    from redistill.compiler.pipeline import load_student, transform
+    from redistill.compiler.loading import load_student
+    from redistill.compiler.pipeline import transform
     from redistill.distillation.catalogue import methods
     from redistill.distillation.distiller import Distiller
     from redistill.errors import InfeasibleBudgetError, RedistillError
@@ -47,7 +48,7 @@ _HOMES = {
     "RedistillError": "errors",
     "Student": "student",
     "fit": "compiler.fitting",
-    "load_student": "compiler.pipeline",
+    "load_student": "compiler.loading",
     "measure": "memory.meter",
     "methods": "distillation.catalogue",
     "profile": "memory.profiling",

@@ -124,7 +124,7 @@ class Student(GraphModule):
             >>> redistill.Student.load(student.save("student"), teacher).plan.factors
             (2, 1, 1)
         """
-        from redistill.compiler.pipeline import load_student  # which makes students
+        from redistill.compiler.loading import load_student  # which makes students
 
         return load_student(directory, teacher, trust, passes=passes)
 

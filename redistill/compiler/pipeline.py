@@ -1,4 +1,4 @@
-"""The pipeline: teacher in, student out; and a saved student made again."""
+"""The pipeline: teacher in, student out."""
 
 from __future__ import annotations
 
@@ -10,26 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from redistill import recipe as folder
 from redistill.budget import Budget
 from redistill.compiler.analysis import Analysis, analyze
-from redistill.compiler.choosing import Choice, carry_out
+from redistill.compiler.choosing import Choice
 from redistill.compiler.fidelity import check_calibration, choose_by_fidelity, fit_where_better
 from redistill.compiler.levers import pull_levers
-from redistill.compiler.patching import carry_out_patches
 from redistill.compiler.record import InputSpec, Provenance, StudentRecord
 from redistill.compiler.request import MAX_EXTRA_MACS, Request
-from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile, lifetimes, timeline
-from redistill.models import load_model
-from redistill.models.specs import require_trust
-from redistill.passes.running import Pass, find_passes, pass_name
-from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.report.data import red_macs
-from redistill.student import Student, record_of
-from redistill.tracing.call import read_arguments
+from redistill.student import Student
 from redistill.tracing.contexts import undisturbed
 
 
@@ -205,102 +197,3 @@ def find_reentry(analysis: Analysis, by_stage: Sequence[int]) -> str | None:
         return None
     after = [c for c in analysis.crossings if order.index(c.out_node) > pooled[-1] and not c.goes_up]
     return after[0].out_node if after else None
-
-
-@undisturbed
-def load_student(
-    directory: str | Path, teacher: nn.Module | None = None, trust: bool = False, *, passes: Iterable[Any] = ()
-) -> Student:
-    """Load a saved student; it returns the same outputs to the bit.
-
-    Args:
-        directory: a folder written by ``Student.save``.
-        teacher: a module of the teacher's architecture (its weights do not matter); needed only if the student was
-            made of a module rather than of a model spec.
-        trust: import the module that the folder names as its teacher's, which runs its code; providers of models that
-            this library knows need no trust.
-        passes: the passes of one's own that it was made with, if any; a folder names them and runs none.
-
-    Raises:
-        StudentError: the folder is missing or damaged, or the teacher is not the one it was made of.
-
-    Example:
-        >>> import torch, redistill
-        >>> from redistill.models import load_model
-        >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
-        >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
-        >>> redistill.load_student(student.save("student"), teacher).plan.factors
-        (2, 1, 1)
-    """
-    path = Path(directory)
-    recipe = folder.read(path)
-    teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"), trust)
-    origin = _provenance(recipe, path)
-    origin = replace(origin, request=replace(origin.request, passes=_own_passes(recipe, passes, path)))
-    student = _make_again(recipe, origin, teacher, path)
-    folder.load_weights(student, path)
-    if record_of(student).plan.peak_bytes != recipe["peak_bytes"]["student"]:
-        raise StudentError(
-            f"the student rebuilt from {path} peaks at {record_of(student).plan.peak_bytes} bytes, its recipe says "
-            f"{recipe['peak_bytes']['student']}; it was saved with torch {recipe['versions']['torch']}"
-        )
-    return student
-
-
-def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, path: Path) -> Student:
-    """Carry out the recipe's own factors and taps: nothing is searched for again."""
-    request = origin.request
-    tensors = tuple(spec.example() for spec in origin.inputs)
-    try:
-        example = read_arguments(recipe["arguments"], tensors) if "arguments" in recipe else tensors
-        found = Request.of(
-            factors=[stage["factor"] for stage in recipe["plan"]],
-            taps=recipe["taps"],
-            init=request.init,
-            passes=request.passes,
-        )
-        resizes = "resize" in request.levers
-        analysis = analyze(teacher, example, request.convention, request.dtype, request.reorder, resizes, check=False)
-        choice = carry_out(analysis, found.factors or (), found)
-        if recipe.get("patches") is not None:
-            patched = carry_out_patches(analysis, choice.rewritten, PatchPlan.from_plain(recipe["patches"]))
-            choice = replace(choice, rewritten=patched.rewritten, patches=patched.plan)
-        return build_student(analysis, choice, origin)
-    except (ModelError, PlanError, TapError) as error:
-        raise StudentError(f"{path} was made of another architecture than {type(teacher).__name__}: {error}") from error
-    except RedistillError:
-        raise
-    except Exception as error:  # whatever a teacher makes of inputs, places and factors that were not its own
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise StudentError(f"{path} cannot be made again of {type(teacher).__name__}: {said}") from error
-
-
-def _own_passes(recipe: dict[str, Any], passes: Iterable[Any], path: Path) -> tuple[Pass, ...]:
-    """The passes that are given, which must be those that the recipe names."""
-    wanted, found = recipe["request"].get("passes", []), find_passes(passes)
-    if wanted != [pass_name(each) for each in found]:
-        named = ", ".join(map(str, wanted)) or "none"
-        raise StudentError(f"{path} was made with the passes {named}; give these: load_student(path, passes=[...])")
-    return found
-
-
-def _provenance(recipe: dict[str, Any], path: Path) -> Provenance:
-    try:
-        request = Request.from_plain(recipe["request"])
-    except Exception as error:  # a stranger's convention may hold anything
-        raise StudentError(f"{path} holds a request that cannot be read: {error}") from error
-    return Provenance(
-        teacher=recipe["teacher"],
-        model=recipe.get("model"),
-        weights=str(path),
-        inputs=tuple(InputSpec(tuple(i["shape"]), i["dtype"]) for i in recipe["inputs"]),
-        request=request,
-        notes=tuple(recipe.get("notes", ())),
-        seconds=0.0,
-    )
-
-
-def _load_teacher(path: Path, model: str | None, trust: bool) -> nn.Module:
-    if model is None:
-        raise StudentError(f"{path} was made of a module that has no spec; give it: load_student(path, teacher=module)")
-    return load_model(require_trust(model, path, trust), weights="random")

@@ -15,7 +15,7 @@ import torch
 
 from redistill import recipe, transform
 from redistill.budget import parse_budget
-from redistill.compiler.pipeline import load_student
+from redistill.compiler.loading import load_student
 from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import override, packaged, read, read_file
 from redistill.config.settings import ClassifierConfig

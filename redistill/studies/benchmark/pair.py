@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from redistill import recipe
-from redistill.compiler.pipeline import load_student, transform
+from redistill.compiler.loading import load_student
+from redistill.compiler.pipeline import transform
 from redistill.errors import StudentError
 from redistill.models import example_inputs, find_weights, load_model, parse_shape
 from redistill.models.specs import require_trust
