@@ -31,7 +31,9 @@ class TrustError(RedistillError):
 
 
 class TraceError(RedistillError):
-    """A module that cannot be captured as a graph."""
+    """A module that cannot be captured as a graph; ``depends_on_data`` says that only the data decide what it does."""
+
+    depends_on_data = False
 
 
 class PlanError(RedistillError):

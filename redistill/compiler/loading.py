@@ -19,6 +19,7 @@ from redistill.compiler.request import Request
 from redistill.errors import ModelError, PlanError, RedistillError, StudentError, TapError
 from redistill.models import load_model
 from redistill.models.specs import require_trust
+from redistill.partial import put_in_place
 from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.patches.plan import PatchPlan
 from redistill.student import Student, record_of
@@ -56,7 +57,9 @@ def load_student(
     teacher = teacher if teacher is not None else _load_teacher(path, recipe.get("model"), trust)
     origin = _provenance(recipe, path)
     origin = replace(origin, request=replace(origin.request, passes=_own_passes(recipe, passes, path)))
-    student = _make_again(recipe, origin, teacher, path)
+    student = _make_again(recipe, origin, _planned_part(teacher, origin.part, path), path)
+    if origin.part is not None:
+        student = put_in_place(teacher, origin.part, student)
     folder.load_weights(student, path)
     if record_of(student).plan.peak_bytes != recipe["peak_bytes"]["student"]:
         raise StudentError(
@@ -64,6 +67,13 @@ def load_student(
             f"{recipe['peak_bytes']['student']}; it was saved with torch {recipe['versions']['torch']}"
         )
     return student
+
+
+def _planned_part(teacher: nn.Module, part: str | None, path: Path) -> nn.Module:
+    try:
+        return teacher if part is None else teacher.get_submodule(part)
+    except AttributeError:
+        raise StudentError(f"{path} was made of another architecture: {type(teacher).__name__} has no {part}") from None
 
 
 def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, path: Path) -> Student:
@@ -116,6 +126,7 @@ def _provenance(recipe: dict[str, Any], path: Path) -> Provenance:
         request=request,
         notes=tuple(recipe.get("notes", ())),
         seconds=0.0,
+        part=recipe.get("part"),
     )
 
 

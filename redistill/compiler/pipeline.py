@@ -15,10 +15,13 @@ from redistill.compiler.analysis import Analysis, analyze
 from redistill.compiler.choosing import Choice
 from redistill.compiler.fidelity import check_calibration, choose_by_fidelity, fit_where_better
 from redistill.compiler.levers import pull_levers
+from redistill.compiler.parts import find_part
 from redistill.compiler.record import InputSpec, Provenance, StudentRecord
 from redistill.compiler.request import MAX_EXTRA_MACS, Request
+from redistill.errors import TraceError
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile, lifetimes, timeline
+from redistill.partial import put_in_place
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.report.data import red_macs
 from redistill.student import Student
@@ -82,6 +85,10 @@ def transform(
         BudgetError, ModelError, TraceError, PlanError, TapError, PassError: something given cannot be used.
         InfeasibleBudgetError: no plan fits; the message says what stands in the way.
 
+    Where how much an operation yields depends on the data (a detector's boxes), no graph holds the whole: its largest
+    part that can be traced, such as the backbone, is planned for the maps that it gets there, and the student is the
+    teacher with that part in its place (a :class:`redistill.partial.PartialStudent`). A note says so.
+
     Conventions, objectives and passes may also be given as ``package.module:Name``.
 
     Example:
@@ -93,9 +100,17 @@ def transform(
     request = Request.of(
         budget, factors, convention, objective, taps, init, dtype, reorder, passes, levers, max_extra_macs
     )
-    analysis = analyze(
-        teacher, example_inputs, request.convention, dtype, reorder, "resize" in request.levers, leaf_modules
-    )
+    resizes = "resize" in request.levers
+
+    def understand(module: nn.Module, example: Any) -> Analysis:
+        return analyze(module, example, request.convention, dtype, reorder, resizes, leaf_modules)
+
+    try:
+        analysis = understand(teacher, example_inputs)
+    except TraceError as error:
+        part = find_part(teacher, example_inputs, error, understand)
+        student = make_student(part.analysis, request, model, weights, calibration, time_limit, part.path)
+        return put_in_place(teacher, part.path, student)
     return make_student(analysis, request, model, weights, calibration, time_limit)
 
 
@@ -106,8 +121,11 @@ def make_student(
     weights: str = "the teacher given",
     calibration: Tensor | tuple[Tensor, ...] | None = None,
     time_limit: float = 600.0,
+    part: str | None = None,
 ) -> Student:
     """Make the student that ``request`` asks for of a teacher that is already analysed; arguments as :func:`transform`.
+
+    ``part`` is where in the teacher it will be put, if not the whole is analysed.
 
     Raises:
         PlanError, TapError, InfeasibleBudgetError: as :func:`transform`.
@@ -115,13 +133,14 @@ def make_student(
     started = time.perf_counter()
     choice = _choose(analysis, request, calibration, time_limit)
     origin = Provenance(
-        teacher=analysis.name,
+        teacher=analysis.name if part is None else f"{analysis.name} ({part})",
         model=model,
         weights=weights,
         inputs=tuple(InputSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in analysis.inputs),
         request=request,
         notes=tuple(dict.fromkeys((*analysis.notes, *choice.notes))),
         seconds=analysis.seconds + time.perf_counter() - started,
+        part=part,
     )
     return build_student(analysis, choice, origin)
 

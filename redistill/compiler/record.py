@@ -31,7 +31,10 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a student comes from and how it was made: all that is needed to make it again."""
+    """Where a student comes from and how it was made: all that is needed to make it again.
+
+    ``part`` is the path of what was planned within the teacher, where that is not the whole.
+    """
 
     teacher: str
     model: str | None
@@ -40,6 +43,7 @@ class Provenance:
     request: Request
     notes: tuple[str, ...]
     seconds: float
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def to_recipe(record: StudentRecord) -> dict[str, Any]:
     return {
         "teacher": origin.teacher,
         "model": origin.model,
+        "part": origin.part,
         "weights_of_teacher": origin.weights,
         "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in origin.inputs],
         "arguments": write_arguments(record.call.arguments),

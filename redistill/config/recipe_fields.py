@@ -92,6 +92,7 @@ class RecipeFields(Section):
     taps: tuple[TapFields, ...]
     weights: WeightsFields
     model: str | None = None
+    part: str | None = None
     weights_of_teacher: str | None = None
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from redistill.distillation.features import Feature, FeatureKind, Nodes, as_outp
 from redistill.distillation.method import Need, Outputs
 from redistill.distillation.pairing import capture_like, is_architecture_of, pair_by_grid
 from redistill.errors import ConfigError
+from redistill.partial import PartialStudent
 from redistill.student import Student
 from redistill.tracing.outputs import lay_behind, with_outputs
 
@@ -84,6 +85,11 @@ def view_student(student: nn.Module, needs: frozenset[Need]) -> View:
         if not nodes:
             return View(student)
         return View(with_outputs(student, {node: node for node in nodes.values()}), nodes)
+    if isinstance(student, PartialStudent):
+        raise ConfigError(
+            f"a {type(student).__name__} is a student in part; compare its part: "
+            f"Distiller(student.part, teacher.{student.path_of_part})"
+        )
     inside = sorted(need.value for need in needs - SEEN_FROM_OUTSIDE)
     if inside:
         raise ConfigError(

@@ -96,7 +96,7 @@ class RecordFunctions(TorchFunctionMode):
         """A value can be read where no input decides it."""
         known = [self.tracer.known(a) if isinstance(a, Tensor) else a for a in args]
         if any(k is None and a is not None for k, a in zip(known, args, strict=True)):
-            raise DataDependenceError(f"{name.strip('_')}()")
+            raise DataDependenceError.of_value(f"{name.strip('_')}()")
         return func(*known, **kwargs)
 
     def _each(self, tensor: Tensor, name: str) -> Any:

@@ -13,6 +13,9 @@ _CONTROL_FLOW = (
     "Control flow that depends on the data has no graph; move it into a module of its own and name its class in "
     "leaf_modules=, or wrap the model"
 )
+_UNSIZED = (
+    "Give the part before it, as in redistill.transform(model.backbone, maps), or make that part a module of its own"
+)
 _OTHERWISE = "Move that line into a module of its own, which then stays one node of the graph, or wrap the model"
 
 _WATCHERS = frozenset(("observer", "fake_quantize", "fake_quantizer", "_learnable_fake_quantize"))
@@ -29,10 +32,17 @@ class ObstacleError(Exception):
 
 
 class DataDependenceError(ObstacleError):
-    """Python reads what only the data decide."""
+    """The teacher's code goes by what only the data decide: a value that Python reads, or the size of an output."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} reads the value of a tensor", _CONTROL_FLOW)
+    @classmethod
+    def of_value(cls, reader: str) -> DataDependenceError:
+        """Python reads a value."""
+        return cls(f"{reader} reads the value of a tensor", _CONTROL_FLOW)
+
+    @classmethod
+    def of_size(cls, operation: str) -> DataDependenceError:
+        """An operation yields as much as it finds."""
+        return cls(f"how much {operation} yields depends on the data, so what follows has no size", _UNSIZED)
 
 
 def check_autocast(device: torch.device) -> None:

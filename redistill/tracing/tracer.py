@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,20 +28,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.errors import TraceError
+from redistill.tracing import operators
 from redistill.tracing.call import Call, read_call
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import mark_guards, user_place
 from redistill.tracing.meta import Meta
-from redistill.tracing.obstacles import ObstacleError, check_autocast, describe, remedy_of
+from redistill.tracing.obstacles import DataDependenceError, ObstacleError, check_autocast, describe, remedy_of
 from redistill.tracing.rebinding import Rebinder
 from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
 from redistill.tracing.skeleton import evaluate, known_value, to_meta
+from redistill.tracing.watching import WatchOperators, unsized_operator
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNSEEN = "a tensor comes out of code that the trace cannot see into"
-_WINDOWS = re.compile(r"aten::(convolution|(max|avg)_pool\dd)")
 _ALIASES = frozenset(("aten::detach", "aten::alias", "aten::view_as", "aten::lift_fresh"))
 
 
@@ -116,8 +116,13 @@ class Tracer:
         node = self.create_node(kind, target, self.argument(args), self.argument(kwargs), None)
         try:
             value = self.values[node] = self._evaluate(node)
-        except Exception:
+        except Exception as error:
+            unsized = unsized_operator(error, lambda: self._evaluate(node))
             self._erase(node)
+            if unsized == "item":
+                raise DataDependenceError.of_value(operators.name_of(node)) from error
+            if unsized is not None:
+                raise DataDependenceError.of_size(unsized) from error
             raise
         changed = next((a for a in (*args[:1], kwargs.get("out")) if a is not None and self._is_value(a, value)), None)
         if changed is not None:  # in place: what the teacher holds now stands for this node
@@ -319,11 +324,11 @@ class Tracer:
         """Whether a layer of one's own, without children but with state, slides over no grid: it stays in one piece."""
         if isinstance(module, _CONTAINERS) or next(module.children(), None) is not None or not _has_state(module):
             return False
-        watch = _WatchWindows()
+        watch = WatchOperators()
         with suppress(Exception), self._unseen(), watch:
             plain = tree_map(lambda v: v.value if is_size(v) else to_meta(v), (args, kwargs))
             evaluate(self.skeleton, "call_module", path, *plain)
-        return not watch.seen
+        return not watch.slides
 
     def _roll_back(self, last: Node | None, entries: int, calls: dict[str, int]) -> None:
         for node in reversed(self.graph.nodes):
@@ -341,20 +346,6 @@ class Tracer:
     def _erase(self, node: Node) -> None:
         self.graph.erase_node(node)
         self.kept.append(self.values.pop(node, None))
-
-
-class _WatchWindows(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whether something slides over a grid: a convolution, or a pool with a kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.seen = self.seen or _WINDOWS.match(func._schema.name) is not None
-        return func(*args, **(kwargs or {}))
 
 
 class _RecordOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -410,9 +401,9 @@ def trace_graph(
             graph = tracer.run(call or read_call(module, inputs)[0], inputs)
         except Exception as raised:
             error = tracer.escaped or raised
-            raise TraceError(
-                f"{type(module).__name__} cannot be traced: {describe(error)}. {remedy_of(error)}"
-            ) from error
+            refusal = TraceError(f"{type(module).__name__} cannot be traced: {describe(error)}. {remedy_of(error)}")
+            refusal.depends_on_data = isinstance(error, DataDependenceError)
+            raise refusal from error
     return graph, tracer.opaque, tracer.root
 
 
