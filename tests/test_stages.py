@@ -5,6 +5,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+import redistill
 from redistill.models import DDPMUNet, load_model
 from redistill.planning.stages import find_stages
 from redistill.tracing.capture import capture
@@ -103,3 +104,54 @@ def test_the_stage_graph_is_a_networkx_graph():
     assert graph.number_of_nodes() == 6
     assert graph.number_of_edges() == 8
     assert graph.nodes[1]["stage"].name == "conv1"
+
+
+class AfterAFixedGrid(nn.Module):
+    """A position embedding, a table of biases and a view by constants fix one grid; the decoder behind it is free."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+        self.places, self.biases = nn.Parameter(torch.randn(1, 64, 8)), nn.Parameter(torch.randn(64, 64))
+        self.up, self.refine = nn.ConvTranspose2d(8, 32, 4, 4), nn.Conv2d(32, 32, 3, padding=1)
+        self.last = nn.Conv2d(32, 1, 1)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        tokens = (tokens @ tokens.transpose(1, 2) + self.biases).softmax(-1) @ self.mix(tokens)
+        return self.last(self.refine(self.up(tokens.transpose(1, 2).reshape(len(x), 8, 8, 8))).relu())
+
+
+def test_behind_a_fixed_grid_grids_are_free_again():
+    x = torch.randn(1, 3, 32, 32)
+    network = AfterAFixedGrid().eval()
+    stages = stages_of(network, x.shape)
+    fixed, free = stages.free
+    assert "add" in fixed.fixed
+    assert (free.grid, free.fixed) == ((32, 32), None)
+    student = redistill.transform(network, x, "2x", taps="none")
+    assert student.plan.factors == (1, 2)
+    assert student(x).shape == (1, 1, 32, 32)
+
+
+class SizesBefore(nn.Module):
+    """Each map is laid out by the sizes of the one before it, halved."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.ModuleList(nn.Conv2d(a, b, 2, 2) for a, b in ((3, 32), (32, 16), (16, 16)))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        for step in self.steps:
+            batch, (height, width) = x.shape[0], x.shape[2:]
+            tokens = step(x).flatten(2).transpose(1, 2).relu()
+            x = tokens.reshape(batch, height // 2, width // 2, -1).permute(0, 3, 1, 2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layout_by_the_sizes_of_another_stage_does_not_tie_them():
+    x = torch.randn(1, 3, 32, 32)
+    student = redistill.transform(SizesBefore().eval(), x, "2x", taps="none")
+    assert student.plan.factors == (2, 1, 1)
+    assert student(torch.randn(2, 3, 64, 48)).shape == (2, 2)

@@ -150,14 +150,24 @@ def annotate(
         if order is not None:
             nodes[transition.node].meta[Meta.RESTRIDE] = order
     for node in {name for name, _ in analysis.stages.told}:
-        factor = by_stage[analysis.stages.stage_of[node]]
-        if factor > 1:
-            sizes = tuple((s, analysis.stages.growth.sides_in(s)) for n, s in analysis.stages.told if n == node)
-            nodes[node].meta[Meta.RESTRIDE] = Resize(Fraction(factor), sizes)
+        sizes = tuple((s, ratio) for s in _told(node, analysis) if (ratio := _ratio(node, s, analysis, by_stage)) != 1)
+        if sizes:
+            nodes[node].meta[Meta.RESTRIDE] = Resize(sizes=sizes)
     for node in graph_module.graph.nodes:
         pools = Meta.REDUCES_INPUT in node.meta
         if pools and Meta.RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
             node.meta[Meta.RESTRIDE] = Restride((), (), ())
+
+
+def _told(node: str, analysis: Analysis) -> list[str]:
+    """The sizes of other stages that a node lays its map out by."""
+    return [size for name, size in analysis.stages.told if name == node]
+
+
+def _ratio(node: str, size: str, analysis: Analysis, by_stage: Sequence[int]) -> Fraction:
+    """By how much more a node's own grid shrinks than a size of another stage."""
+    own, other = (by_stage[analysis.stages.stage_of[name]] for name in (node, size))
+    return Fraction(own, other) ** analysis.stages.growth.sides_in(size)
 
 
 def restride(

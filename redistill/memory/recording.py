@@ -133,7 +133,7 @@ class ShapeInterpreter(Interpreter):
         return super().call_module(target, args, kwargs)
 
 
-class _RecordingInterpreter(ShapeInterpreter):
+class RecordingInterpreter(ShapeInterpreter):
     """Runs a graph node by node and asks the recorder what each one did."""
 
     def __init__(self, modules: nn.Module, graph: Graph, recorder: Recorder) -> None:
@@ -190,22 +190,6 @@ class _RecordingInterpreter(ShapeInterpreter):
         )
 
 
-class _ProbingInterpreter(_RecordingInterpreter):
-    """Goes on with the known value where the graph fails at another size."""
-
-    def __init__(self, modules: nn.Module, graph: Graph, recorder: Recorder, known: GraphRecord) -> None:
-        super().__init__(modules, graph, recorder)
-        self.known = known
-        self.blocked: dict[str, str] = {}
-
-    def call(self, n: Node) -> Any:
-        try:
-            return super().call(n)
-        except Exception as error:
-            self.blocked[n.name] = str(error).strip().partition("\n")[0]
-            return _empty_like(self.known.values[n.name])
-
-
 def record_graph(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None) -> GraphRecord:
     """Run ``graph_module`` once on fake tensors shaped like ``inputs``; nothing is computed and no weight is read.
 
@@ -214,32 +198,16 @@ def record_graph(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str
         inputs: example inputs; only their shapes and types matter.
         dtype: count floating-point values as ``fp32``, ``fp16``, ``bf16`` or ``int8`` (default: as they are).
     """
-    return _record(graph_module, inputs, dtype, _RecordingInterpreter)[0]
+    return record(graph_module, inputs, dtype, RecordingInterpreter)[0]
 
 
-def probe_graph(
-    graph_module: GraphModule, inputs: Sequence[Tensor], known: GraphRecord, dtype: str | None = None
-) -> tuple[GraphRecord, dict[str, str]]:
-    """Record the graph at another size; a node that fails there yields the value it has in ``known``.
-
-    Returns:
-        The record, and the reason of failure by node name.
-    """
-
-    def interpreter(modules: nn.Module, graph: Graph, recorder: Recorder) -> _ProbingInterpreter:
-        return _ProbingInterpreter(modules, graph, recorder, known)
-
-    record, run = _record(graph_module, inputs, dtype, interpreter)
-    assert isinstance(run, _ProbingInterpreter)
-    return record, run.blocked
-
-
-def _record(
+def record(
     graph_module: GraphModule,
     inputs: Sequence[Tensor],
     dtype: str | None,
-    make_interpreter: Callable[[nn.Module, Graph, Recorder], _RecordingInterpreter],
-) -> tuple[GraphRecord, _RecordingInterpreter]:
+    make_interpreter: Callable[[nn.Module, Graph, Recorder], RecordingInterpreter],
+) -> tuple[GraphRecord, RecordingInterpreter]:
+    """Run the graph once by an interpreter; what :func:`record_graph` and the probe at another size have in common."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # it logs failures, which are raised, or looked for
     with plain_context(inputs), torch.no_grad(), quiet_logger("torch._subclasses.fake_tensor"):
@@ -288,7 +256,7 @@ def _as_fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     return mode.fake_tensor_converter.from_meta_and_device(mode, meta, torch.device("cpu"))
 
 
-def _storages(interpreter: _RecordingInterpreter) -> tuple[Storage, ...]:
+def _storages(interpreter: RecordingInterpreter) -> tuple[Storage, ...]:
     found = []
     for index, (shape, dtype, size) in enumerate(interpreter.recorder.storages):
         node = interpreter.owners.get(index)
@@ -296,17 +264,6 @@ def _storages(interpreter: _RecordingInterpreter) -> tuple[Storage, ...]:
         is_input = node is not None and node.op == "placeholder"
         found.append(Storage(name, path, shape, str(dtype).removeprefix("torch."), size, is_input))
     return tuple(found)
-
-
-def _empty_like(shape: Any) -> Any:
-    """A tensor for a shape, everything else as it is: the inverse of ``_shape_of``."""
-    if isinstance(shape, Shape):
-        return torch.empty(shape)
-    if isinstance(shape, tuple):
-        return tuple(_empty_like(s) for s in shape)
-    if isinstance(shape, dict):
-        return {key: _empty_like(s) for key, s in shape.items()}
-    return shape
 
 
 def _shape_of(value: Any) -> Any:

@@ -48,14 +48,13 @@ class Restride:
 
 @dataclass(frozen=True)
 class Resize:
-    """What a plan asks of an operation that is told sizes: each of them over ``ratio``.
+    """What a plan asks of an operation that is told sizes: each of them over its ratio.
 
-    ``sizes`` names the nodes, each with the number of sides that are multiplied in it; by default all that are read
-    beside the first input, as one side each.
+    ``sizes`` names the nodes, each with its own; by default all that are read beside the first input, over ``ratio``.
     """
 
-    ratio: Fraction
-    sizes: tuple[tuple[str, int], ...] = ()
+    ratio: Fraction = Fraction(1)
+    sizes: tuple[tuple[str, Fraction], ...] = ()
 
 
 class MisfitError(PlanError):
@@ -289,12 +288,12 @@ class _Rewriter(ShapeInterpreter):
 
     def _resize(self, node: Node, order: Resize) -> None:
         """Scale every size the node is told: whatever it reads beside its first input."""
-        told = dict(order.sizes) or {n.name: 1 for n in node.all_input_nodes[1:]}
+        told = dict(order.sizes) or {n.name: order.ratio for n in node.all_input_nodes[1:]}
 
         def scaled(size: Node) -> Node:
             if size.name not in told:
                 return size
-            over, times = (order.ratio ** told[size.name]).as_integer_ratio()
+            over, times = told[size.name].as_integer_ratio()
             with node.graph.inserting_before(node):
                 found = node.graph.call_function(scale_size, (size, times, over))
             self.env[found] = scale_size(self.env[size], times, over)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from redistill.memory.recording import GraphRecord, probe_graph, record_graph
+from redistill.memory.probing import probe_graph
+from redistill.memory.recording import GraphRecord, record_graph
 from redistill.planning.growth import Axes, Growth, grown_shapes
 from redistill.planning.tails import find_tails
 from redistill.tracing import operators
@@ -112,7 +113,7 @@ class StageGraph:
     growth: Growth = field(repr=False)
     stage_of: dict[str, int] = field(repr=False)
     shared: tuple[str, ...] = ()  # modules called at several places, which share their factors
-    told: tuple[tuple[str, str], ...] = ()  # nodes that lay out a map, and a size of the image by which they do
+    told: tuple[tuple[str, str], ...] = ()  # nodes that lay out a map, and a size of another stage by which they do
 
     @property
     def grown(self) -> GraphRecord:
@@ -154,7 +155,7 @@ class _Partition:
         self.fixed: dict[Node, str] = {}
         self.inputs: list[Node] = []
         self.shared: list[str] = []
-        self.told: list[tuple[Node, Node]] = []  # a node, and a size of the image that it is told
+        self.told: list[tuple[Node, Node]] = []  # a node, and a size of another stage that it is told
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -183,6 +184,8 @@ class _Partition:
         elif node.name in self.blocked:
             for source in sources:
                 self.fixed.setdefault(source, f"{node.name} ({operators.module_path(node)}) needs this very size")
+            if self.growth.scales(node.name) and sources:
+                self._unite(node, sources)
         elif not self.growth.scales(node.name):
             return
         elif node.op == "placeholder":
@@ -214,8 +217,7 @@ class _Partition:
         # may then differ. A resize that is told its size by another map is tied to that map instead. *Raw* is what is
         # still image (normalised, padded, cut): the first operation that slides over it is a stem, whatever its
         # stride.
-        self.labels[node] = node
-        self.sets[node]
+        self._unite(node, [])
         operator = self._transition_operator(node)
         if self._stays_raw(node, sources):
             self.raw.add(node)
@@ -231,11 +233,18 @@ class _Partition:
             if all(self._is_size_of_a_map(size) for size in sizes):  # it says whose grid the output shares
                 self.sets.union(node, *sizes)
 
+    def _unite(self, node: Node, sources: list[Node]) -> None:
+        self.labels[node] = node
+        self.sets.union(node, *sources)
+
     def _sizes_told(self, node: Node, sources: list[Node]) -> list[Node]:
-        """The sizes of the image by which a map is laid out anew (``x.view(b, h // 4, w // 4, c)``)."""
+        """The sizes of another stage by which a map is laid out anew (``x.view(b, h // 4, w // 4, c)``)."""
         if not sources or sources[0] in self.raw or operators.name_of(node) not in _LAID_OUT:
             return []
-        return [s for s in sources[1:] if s in self.raw and isinstance(self.record.values[s.name], int)]
+        if isinstance(self.record.values[sources[0].name], int):
+            return []
+        own = self.sets[sources[0]]
+        return [s for s in sources[1:] if self.sets[s] != own and isinstance(self.record.values[s.name], int)]
 
     def _stays_raw(self, node: Node, sources: list[Node]) -> bool:
         module = self._module(node)

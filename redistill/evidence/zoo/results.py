@@ -21,6 +21,7 @@ class Row:
     Attributes:
         outcome: ``verified``, ``refused``, ``wrong`` (a student that fails a check), ``crashed`` (no error of this
             library's), ``died`` (with the signal as reason), ``out of time``, ``out of memory``, ``not built``.
+        convolutions: those whose windows overlap, so neither pointwise ones nor patch embeddings.
         budget: ``2x`` as asked, or ``any`` where 2x is out of reach.
         difference: bytes measured while the student ran minus bytes predicted (``graph``).
         seconds: of one processor, from the module to its student.

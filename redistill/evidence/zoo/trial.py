@@ -34,7 +34,7 @@ def try_network(entry: Entry) -> dict[str, object]:
     except Exception as error:  # the library's own builder: not what is tried here
         row.outcome, row.reason = "not built", _one_line(error)
         return asdict(row)
-    row.convolutions = sum(isinstance(m, _ConvNd) for m in model.modules())
+    row.convolutions = sum(isinstance(m, _ConvNd) and _overlaps(m) for m in model.modules())
     try:
         _transform(row, model, inputs)
     except RedistillError as error:
@@ -44,6 +44,11 @@ def try_network(entry: Entry) -> dict[str, object]:
     except Exception as error:
         row.outcome, row.reason = "crashed", f"{_one_line(error)} ({_place(error)})"
     return asdict(row)
+
+
+def _overlaps(convolution: _ConvNd) -> bool:
+    """Whether neighbouring windows share cells: neither pointwise nor a patch embedding, which are matrix products."""
+    return any(side > step for side, step in zip(convolution.kernel_size, convolution.stride, strict=True))
 
 
 def _transform(row: Row, model: nn.Module, inputs: Any) -> None:
