@@ -81,7 +81,7 @@ class _ProbingInterpreter(RecordingInterpreter):
 
     def _laid_out(self, node: Node, known: Shape) -> Tensor:
         """The map in the shape that constants give it, each of its sides grown as the source's."""
-        source = self.env[node.all_input_nodes[0]]
+        source: Tensor = self.env[node.all_input_nodes[0]]
         return source.reshape(grown_layout(self.known.values[node.all_input_nodes[0].name], source.shape, known))
 
 

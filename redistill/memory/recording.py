@@ -146,6 +146,7 @@ class RecordingInterpreter(ShapeInterpreter):
         self.owners: dict[int, Node] = {}
 
     def run_node(self, n: Node) -> Any:
+        """Run the node and note what the recorder saw meanwhile."""
         recorder = self.recorder
         before, first_new, macs = recorder.live_bytes, len(recorder.storages), recorder.macs
         recorder.peak_bytes = before

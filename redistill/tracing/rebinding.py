@@ -78,10 +78,13 @@ class Rebinder:
         """The same code over our names."""
         if function not in self.rebound:
             space = self.spaces.setdefault(id(function.__globals__), _Globals(self, function.__globals__))
-            closure = tuple(types.CellType(*map(self.value_of, _held(cell))) for cell in function.__closure__ or ())
+            closure = tuple(types.CellType() for _ in function.__closure__ or ())
             twin = Function(function.__code__, space, function.__name__, function.__defaults__, closure or None)
             twin.__kwdefaults__ = function.__kwdefaults__
-            self.rebound[function] = twin
+            self.rebound[function] = twin  # before its cells are filled: one of them may hold the function itself
+            for cell, own in zip(closure, function.__closure__ or (), strict=True):
+                for value in _held(own):
+                    cell.cell_contents = self.value_of(value)
         return self.rebound[function]
 
     def value(self, space: dict[str, Any], name: str) -> Any:
