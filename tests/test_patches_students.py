@@ -333,3 +333,15 @@ def test_a_long_network_is_not_searched_by_the_way(monkeypatch):
     monkeypatch.setattr("redistill.compiler.levers.MOST_REGIONS", 2)
     student = transform(Registers(), torch.zeros(1, 3, 32, 32), "1.5x", taps="none")
     assert any("levers patches does" in note for note in student.provenance.notes)
+
+
+class TwoMaps(nn.Conv2d):
+    """A convolution of coarse and fine channels, which it takes and gives apart."""
+
+    def forward(self, fine, coarse):
+        found = super().forward(fine)
+        return found, found if coarse is None else found + coarse
+
+
+def test_a_convolution_of_several_maps_has_no_padding_of_its_own():
+    assert find_own_padding(TwoMaps(3, 4, 3), (1, 3, 8, 8)) is None

@@ -103,6 +103,10 @@ SEEN_THROUGH = {
     "iteration": lambda x: torch.stack(list(x.unbind(1)), 1),
     "a shape compared": lambda x: x if x.shape == torch.Size((9, 9)) else -x,
     "factories of sizes": lambda x: x + torch.arange(x.shape[-1]) + torch.zeros(x.shape[2:]) + x.new_ones(x.size(-1)),
+    "a size in a message": lambda x: x if x.shape[2] % 4 == 0 else f"{x.shape[2]} is no multiple of 4",
+    "a mask made of sizes": lambda x: x if torch.ones(x.shape[2:], device=x.device).bool().all() else -x,
+    "places that constants decide": lambda x: x + torch.ones(3, 3).triu().nonzero().sum(),
+    "memory that is freed": lambda x: (y := x + 1, y * 2, y.set_())[1],
     "in place": lambda x: x.clone().add_(1).mul_(2),
     "always random": lambda x: F.dropout(x, 0.3, training=True) + torch.randn_like(x),
 }
@@ -339,6 +343,46 @@ def test_a_model_that_differs_from_run_to_run_is_told_so():
     ticks = iter(range(1000))
     with pytest.raises(TraceError, match="something else each time it runs"):
         capture(Net(lambda self, y: y * float(next(ticks))).eval(), X)
+
+
+def test_a_function_that_holds_itself_is_rebound():
+    def halved(x, times):
+        return x if times == 0 else halved(F.avg_pool2d(x, 2, math.ceil(2)), times - 1)
+
+    class Halving(nn.Module):
+        def forward(self, x):
+            return self.halve(x, 2)
+
+    holder = Halving()
+    holder.halve = halved
+    same(nn.Sequential(holder, Net()))
+
+
+def test_text_of_a_size_is_read_where_it_is_the_key_of_a_cache():
+    tables = {}
+
+    class Keyed(Net):
+        def forward(self, x):
+            key = f"{x.shape[2]}x{x.shape[3]}"
+            if key not in tables:
+                tables[key] = torch.full((1,), float(len(tables)))
+            return super().forward(x) + tables[key]
+
+    network = Keyed().eval()
+    captured = capture(network, X[:1])
+    assert torch.equal(captured.graph_module(X[:1]), network(X[:1]))
+    assert any("guard" in node.meta for node in captured.graph_module.graph.nodes)
+
+
+def test_a_forward_that_spoils_its_own_gradient_is_refused():
+    def spoil(_, x):
+        squared = x * x
+        squared[:, :1] = squared[:, 1:2] * squared[:, 2:3]
+        squared[:, 1:2] = squared[:, 2:3] * squared[:, :1]
+        return squared
+
+    with pytest.raises(TraceError, match="writes into values that its gradient needs"):
+        capture(Net(spoil), X[:1])
 
 
 def test_a_branch_on_sizes_holds_where_it_was_taken():

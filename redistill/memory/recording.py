@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from redistill.errors import TraceError
 from redistill.internal.silence import quiet_logger
 from redistill.memory.meter import MemoryMeter, state_of
 from redistill.tracing import operators
@@ -165,8 +166,18 @@ class RecordingInterpreter(ShapeInterpreter):
         return value
 
     def call(self, n: Node) -> Any:
-        """Run the node itself."""
-        return super().run_node(n)
+        """Run the node itself.
+
+        Raises:
+            TraceError: its sizes are not known before it has run.
+        """
+        try:
+            return super().run_node(n)
+        except DynamicOutputShapeException as error:
+            raise TraceError(
+                f"how much {n.name} ({operators.module_path(n)}) yields depends on the data, so what follows has no "
+                "size; leave it to the caller"
+            ) from error
 
     def _note(
         self, node: Node, value: Any, created: tuple[int, ...], keeps: tuple[int, ...], transient: int, macs: int

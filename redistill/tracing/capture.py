@@ -17,7 +17,7 @@ from redistill.errors import TraceError
 from redistill.tracing import operators
 from redistill.tracing.call import Call, read_call
 from redistill.tracing.canonicalize import CanonicalizePass, GlobalPoolPass
-from redistill.tracing.checks import check_outputs, check_runs
+from redistill.tracing.checks import UnfaithfulError, check_gradient, check_outputs, check_runs
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import check_copyable
 from redistill.tracing.guards import is_guard_only
@@ -62,13 +62,25 @@ def capture(
             quantisation.
         TraceError: the model cannot be traced, or its graph fails a check; the message names module, file and line.
     """
-    leaf_modules = tuple(leaf_modules)
     check_copyable(model)
     check_unprepared(model)
+    try:
+        return _capture(model, example_input, tuple(leaf_modules), check)
+    except UnfaithfulError:  # perhaps for want of a guard on sizes that became text, the key of a cache
+        return _capture(model, example_input, tuple(leaf_modules), check, reads_text=True)
+
+
+def _capture(
+    model: nn.Module,
+    example_input: Any,
+    leaf_modules: tuple[type[nn.Module], ...],
+    check: bool,
+    reads_text: bool = False,
+) -> Capture:
     call, inputs = read_call(model, example_input)
     with plain_context(inputs):
         try:
-            graph, opaque, root = trace_graph(model, inputs, leaf_modules, call, training=False)
+            graph, opaque, root = trace_graph(model, inputs, leaf_modules, call, False, reads_text)
         except TraceError:
             check_runs(model, call, inputs)
             raise
@@ -78,10 +90,12 @@ def capture(
         graph_module = build_graph_module(model, graph, root)
         CanonicalizePass()(graph_module)
         graph_module.training = False
+        inlined = graph.output_node().meta[Meta.INLINED]
         if check:
             check_outputs(model, graph_module, call, inputs)
+        if check and any(map(operators.writes_in_place, graph.nodes)):
+            check_gradient(graph_module, inputs)
         GlobalPoolPass()(graph_module)
-    inlined = graph.output_node().meta[Meta.INLINED]
     notes += tuple(f"{name} is inlined: its forward as it is, its gradient that of its forward" for name in inlined)
     notes += tuple(f"{path} stays one node: {reason}" for path, reason in opaque.items())
     return Capture(graph_module, notes, inputs, call)

@@ -24,6 +24,10 @@ from redistill.tracing.skeleton import evaluate, to_meta
 RELATIVE, OF_LARGEST = 1e-4, 1e-5  # rounding, in another order, of single precision
 
 
+class UnfaithfulError(TraceError):
+    """A graph does not compute what its model does."""
+
+
 def check_outputs(model: nn.Module, graph_module: GraphModule, call: Call, inputs: Sequence[Tensor]) -> None:
     """Compare graph and model, both in eval mode, at two other sizes and another batch size.
 
@@ -53,6 +57,26 @@ def check_runs(model: nn.Module, call: Call, inputs: Sequence[Tensor]) -> None:
         raise ModelError(
             f"{type(model).__name__} does not run on an input of {format_shapes(inputs)}: {first_line(error)}"
         ) from error
+
+
+def check_gradient(graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Run a graph backwards that writes into parts of its own values, as a function with a backward of its own may do.
+
+    Raises:
+        TraceError: its gradient cannot be computed.
+    """
+    twin = working_copy(graph_module)
+    with torch.enable_grad(), preserved_generators():
+        outputs = [x for x in _tensors(twin(*inputs)) if x.requires_grad]
+        try:
+            if outputs:
+                torch.autograd.grad([x.float().sum() for x in outputs], list(twin.parameters()), allow_unused=True)
+        except RuntimeError as error:
+            raise TraceError(
+                f"{type(graph_module).__name__} writes into values that its gradient needs, so that no student of it "
+                f"could be trained ({first_line(error)[:160]}); name the class of the module that does so in "
+                "leaf_modules="
+            ) from error
 
 
 def run_copy(model: nn.Module, inputs: Sequence[Any], call: Call | None = None) -> Any:
@@ -85,7 +109,7 @@ def _compare(model: nn.Module, graph_module: GraphModule, call: Call, trial: tup
         return False
     if not _equal(expected, run_copy(model, trial, call)):
         reason = "it yields something else each time it runs, with the same input and the same seed"
-    raise TraceError(f"the graph of {type(model).__name__} is not the model at {format_shapes(trial)}: {reason}")
+    raise UnfaithfulError(f"the graph of {type(model).__name__} is not the model at {format_shapes(trial)}: {reason}")
 
 
 def _difference(expected: Any, graph_module: GraphModule, trial: tuple[Tensor, ...]) -> str | None:

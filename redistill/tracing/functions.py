@@ -72,7 +72,13 @@ class RecordFunctions(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in _FILLS:
             args, kwargs = tree_map_only(Tensor, self._as_number, (args, kwargs))
-        return self.tracer.record(*_as_call(func, name, args, kwargs))
+        try:
+            return self.tracer.record(*_as_call(func, name, args, kwargs))
+        except DataDependenceError:
+            known = self._known(args)
+            if known is None:
+                raise
+            return func(*known, **kwargs)
 
     def _as_number(self, value: Tensor) -> Any:
         """What is filled with is a number, also where it is read from a tensor that no input decides."""
@@ -94,10 +100,15 @@ class RecordFunctions(TorchFunctionMode):
 
     def _read(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A value can be read where no input decides it."""
-        known = [self.tracer.known(a) if isinstance(a, Tensor) else a for a in args]
-        if any(k is None and a is not None for k, a in zip(known, args, strict=True)):
+        known = self._known(args)
+        if known is None:
             raise DataDependenceError.of_value(f"{name.strip('_')}()")
         return func(*known, **kwargs)
+
+    def _known(self, args: tuple[Any, ...]) -> list[Any] | None:
+        """The arguments with real values, if no input decides them."""
+        known = [self.tracer.known(a) if isinstance(a, Tensor) else a for a in args]
+        return None if any(k is None and a is not None for k, a in zip(known, args, strict=True)) else known
 
     def _each(self, tensor: Tensor, name: str) -> Any:
         count = int(self.tracer.record("call_method", "size", (tensor, 0), {}))

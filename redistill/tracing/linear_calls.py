@@ -88,13 +88,13 @@ class Call:
         kernel = self.weight.shape[2:]
         sides = []
         for axis, side in enumerate(self.inputs.shape[2:]):
-            reach = self._each("dilation", 1)[axis] * (kernel[axis] - 1)
-            sides.append(range(0, side + sum(self.padding()[axis]) - reach, self._each("stride", 1)[axis]))
+            reach = self.each("dilation", 1)[axis] * (kernel[axis] - 1)
+            sides.append(range(0, side + sum(self.padding()[axis]) - reach, self.each("stride", 1)[axis]))
         return sides
 
     def _unfolded(self) -> Tensor:
         """(B, C x kernel, positions)."""
-        kernel, dilation, stride = self.weight.shape[2:], self._each("dilation", 1), self._each("stride", 1)
+        kernel, dilation, stride = self.weight.shape[2:], self.each("dilation", 1), self.each("stride", 1)
         axes = len(kernel)
         seen = F.pad(self.inputs, [p for pair in reversed(self.padding()) for p in pair])
         for axis in range(axes):
@@ -104,7 +104,8 @@ class Call:
         seen = seen.permute(0, 1, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2))
         return seen.reshape(len(seen), -1, math.prod(seen.shape[axes + 2 :]))
 
-    def _each(self, name: str, default: int) -> Sequence[int]:
+    def each(self, name: str, default: int) -> Sequence[int]:
+        """An argument on each axis of the grid."""
         value = self.arguments.get(name, default)
         values = (value,) if isinstance(value, int) else tuple(value)
         return values * (self.weight.dim() - 2) if len(values) == 1 else values
@@ -113,8 +114,8 @@ class Call:
         """The zeros before and after each axis."""
         given = self.arguments.get("padding", 0)
         if not isinstance(given, str):
-            return [(p, p) for p in self._each("padding", 0)]
-        spans = [d * (k - 1) for d, k in zip(self._each("dilation", 1), self.weight.shape[2:], strict=True)]
+            return [(p, p) for p in self.each("padding", 0)]
+        spans = [d * (k - 1) for d, k in zip(self.each("dilation", 1), self.weight.shape[2:], strict=True)]
         return [(span // 2, span - span // 2) if given == "same" else (0, 0) for span in spans]
 
 
@@ -194,8 +195,10 @@ def find_own_padding(module: nn.Conv2d, shape: tuple[int, ...]) -> tuple[int, in
         return None
     if len(heard) != 1 or heard[0].weight is not weight or heard[0].bias is not module.bias:
         return None
+    if not isinstance(output, Tensor):
+        return None
     call = heard[0]
-    said = all(tuple(call.arguments.get(n, (1, 1))) == tuple(getattr(module, n)) for n in ("stride", "dilation"))
+    said = all(tuple(call.each(n, 1)) == tuple(getattr(module, n)) for n in ("stride", "dilation"))
     if not (said and torch.equal(output, call.output()) and not isinstance(call.arguments.get("padding", 0), str)):
         return None
     return _place(sample, call)

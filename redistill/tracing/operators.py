@@ -70,6 +70,14 @@ def is_write(node: Node) -> bool:
     return node.target is operator.setitem
 
 
+def writes_in_place(node: Node) -> bool:
+    """Whether a function writes into a value of the graph; activations and sums that overwrite are none."""
+    if isinstance(node.target, OpOverload):
+        return bool(node.target._schema.is_mutable)
+    method = node.op == "call_method" and str(node.target).endswith("_") and name_of(node) not in _UNARY_NAMES
+    return is_write(node) or method
+
+
 def overwrites(node: Node, module: nn.Module | None) -> bool:
     """Whether the result may take the place of an input that nothing reads later."""
     return is_unary_elementwise(node, module) or is_sum(node) or is_write(node)

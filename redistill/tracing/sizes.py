@@ -21,7 +21,9 @@ from redistill.tracing.guards import exactly, guard_node, user_place
 
 
 class Recorder(Protocol):
-    """What a size needs of the tracer."""
+    """What a size needs of the tracer; ``reads_text`` says whether a size that is made text is read for good."""
+
+    reads_text: bool
 
     def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record an operation and return what it yields."""
@@ -74,10 +76,14 @@ class _Size:
         return hash(self.read(exactly))
 
     def __repr__(self) -> str:
-        return repr(self.read(exactly))
+        return repr(self._shown())
 
     def __format__(self, spec: str) -> str:
-        return format(self.read(exactly), spec)
+        return format(self._shown(), spec)
+
+    def _shown(self) -> Any:
+        """The value as text: mostly of a message that nobody reads, but it may be the key of a cache."""
+        return self.read(exactly) if self.tracer.reads_text else self.value
 
 
 class _Reading:

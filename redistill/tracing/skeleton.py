@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,15 +49,18 @@ def _device_of_trace(value: Any) -> Any:
     return torch.device("meta") if isinstance(value, torch.device) else value
 
 
-def known_value(node: Node, root: nn.Module) -> Any:
-    """What ``node`` yields, if it depends on weights and constants alone; None if it does not."""
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(root)
-    if node.op not in ("call_function", "call_method"):
+def known_value(node: Node, root: nn.Module, size_of: Callable[[Node], Any] = lambda _: None) -> Any:
+    """What ``node`` yields, if it depends on weights, constants and known sizes alone; None if it does not."""
+    size = size_of(node)
+    if size is not None or node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(root) if size is None else size
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
         return None
-    sources = {n: known_value(n, root) for n in node.all_input_nodes}
-    if not sources or any(value is None for value in sources.values()):
-        return None
+    sources: dict[Node, Any] = {}
+    for source in node.all_input_nodes:
+        sources[source] = known_value(source, root, size_of)
+        if sources[source] is None:
+            return None
     args, kwargs = (
         map_aggregate(a, lambda n: sources[n] if isinstance(n, Node) else n) for a in (node.args, node.kwargs)
     )

@@ -33,7 +33,7 @@ from redistill.tracing.call import Call, read_call
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.functions import RecordFunctions
-from redistill.tracing.guards import mark_guards, user_place
+from redistill.tracing.guards import exactly, guard_node, mark_guards, user_place
 from redistill.tracing.meta import Meta
 from redistill.tracing.obstacles import DataDependenceError, ObstacleError, check_autocast, describe, remedy_of
 from redistill.tracing.rebinding import Rebinder
@@ -49,7 +49,10 @@ _ALIASES = frozenset(("aten::detach", "aten::alias", "aten::view_as", "aten::lif
 class Tracer:
     """Records the forward of a working copy; ``opaque`` maps each module that had to stay one node to the reason."""
 
-    def __init__(self, model: nn.Module, leaf_modules: Iterable[type[nn.Module]], training: bool | None) -> None:
+    def __init__(
+        self, model: nn.Module, leaf_modules: Iterable[type[nn.Module]], training: bool | None, reads_text: bool
+    ) -> None:
+        self.reads_text = reads_text
         self.root, self.skeleton = working_copy(model), meta_copy(model)
         if training is not None:
             set_mode(self.root, training)
@@ -218,10 +221,27 @@ class Tracer:
         return is_size(value) or (isinstance(value, Tensor) and (id(value) in self.nodes or id(value) in self.state))
 
     def known(self, tensor: Tensor) -> Tensor | None:
-        """The real value of what depends on no input, such as a buffer plus one; None for all else."""
+        """The real value of what the values of no input decide, such as a buffer plus one; None for all else.
+
+        Sizes that it is made of are read for good.
+        """
         node = self.nodes.get(id(tensor))
+        if node is None:
+            return tensor
+        read: dict[Node, Any] = {}
+
+        def size_of(source: Node) -> Any:
+            value = self.values[source]
+            if _is_number(value) or (isinstance(value, tuple) and all(map(_is_number, value))):
+                read[source] = value
+            return read.get(source)
+
         with self._unseen():
-            return tensor if node is None else known_value(node, self.root)
+            found: Tensor | None = known_value(node, self.root, size_of)
+        if found is not None:
+            for source, value in read.items():
+                guard_node(source, value, exactly, user_place(sys._getframe(1)))
+        return found
 
     def argument(self, value: Any) -> Any:
         """``value`` as an argument of a node."""
@@ -365,6 +385,8 @@ class _RecordOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = next((tracer.nodes[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in tracer.nodes), None)
         if tracer.is_blind or node is None:
             return func(*args, **kwargs)
+        if func is torch.ops.aten.set_.default:  # it frees memory, and computes nothing
+            return args[0]
         if func._schema.name in _ALIASES:
             result = func(*args, **kwargs)
             tracer.bind(result, node)
@@ -383,10 +405,12 @@ def trace_graph(
     leaf_modules: Iterable[type[nn.Module]] = (),
     call: Call | None = None,
     training: bool | None = None,
+    reads_text: bool = False,
 ) -> tuple[Graph, dict[str, str], nn.Module]:
     """Trace ``module`` in train or eval mode, or the one it is in.
 
-    It is called with the tensors ``inputs``, in order, or as ``call`` says.
+    It is called with the tensors ``inputs``, in order, or as ``call`` says. With ``reads_text`` a size that is made
+    text is read for good.
 
     Returns:
         The graph (the output's classes in its output node's meta), the reason of each module that stays opaque, and
@@ -396,7 +420,7 @@ def trace_graph(
         TraceError: the module cannot be traced; the message names the line.
     """
     with plain_context(inputs):
-        tracer = Tracer(module, leaf_modules, training)
+        tracer = Tracer(module, leaf_modules, training, reads_text)
         try:
             graph = tracer.run(call or read_call(module, inputs)[0], inputs)
         except Exception as raised:
@@ -441,6 +465,10 @@ def _rebuilt(like: Any, parts: Any) -> Any:
 def _filled(like: Any, parts: dict[Any, Any]) -> Any:
     kind: Any = type(like)
     return kind(**parts) if is_dataclass(like) else kind(parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
 
 
 def _has_state(module: nn.Module) -> bool:
