@@ -19,6 +19,7 @@ from redistill.compiler.patching import best_patches, patch
 from redistill.compiler.request import Request
 from redistill.compiler.rewriting import Rewritten, attach, pool, real_grids, rewrite
 from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
+from redistill.internal.collecting import collecting_only_new
 from redistill.internal.text import format_bytes
 from redistill.passes.patch import join_of
 from redistill.planning.patches.joint import PatchBound, plans_by_score
@@ -26,6 +27,7 @@ from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.segmenting import COARSE, FINE, Lattice, Segmentation, Segmenter
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import FIDELITY, Certificate, Objective
+from redistill.tracing.copying import clone
 
 MOST_REGIONS = 100_000
 """The possible regions of a network up to which it is told by the way what patches would do: some seconds' work."""
@@ -33,6 +35,7 @@ QUICK = 0.05
 """How near to the least bytes the search for that note ends."""
 
 
+@collecting_only_new()
 def pull_levers(analysis: Analysis, request: Request) -> Choice:
     """Meet the request's budget by its levers, the one that costs least first.
 
@@ -128,13 +131,16 @@ def _best_that_fits(
 def _try(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, ...], with_taps: bool) -> Choice | None:
     """A plan with its taps, if patches bring it under the limit."""
     try:
-        pooled = pool(analysis, by_stage)
+        pooled = pool(analysis, by_stage, shares_weights=not request.passes)  # most plans fail; weights are large
         taps = find_taps(analysis, by_stage, request, real_grids(analysis, pooled)) if with_taps else ()
         rewritten = attach(analysis, pooled, taps, request.init, request.passes)
         found = patch(analysis, rewritten, limit, request.max_extra_macs)
     except PlanError:
         return None
-    return Choice(by_stage, taps, found.rewritten, None, (), found.plan) if found else None
+    if found is None:
+        return None
+    student = replace(found.rewritten, graph_module=clone(found.rewritten.graph_module))
+    return Choice(by_stage, taps, student, None, (), found.plan)
 
 
 def _what_patches_would_do(analysis: Analysis, request: Request, choice: Choice) -> Iterator[str]:

@@ -101,8 +101,10 @@ def _run_own(student: GraphModule, passes: Sequence[Pass], verify: VerifyPass) -
     return changed
 
 
-def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
+def pool(analysis: Analysis, by_stage: Sequence[int], shares_weights: bool = False) -> GraphModule:
     """Pool a copy of the teacher by the plan; where a grid is out of reach, its whole stage takes a smaller one.
+
+    With ``shares_weights`` its tensors are the teacher's own: for a student that is looked at only.
 
     Raises:
         PlanError: an operation cannot take its stride, the graph no longer fits together, or a pass of ours fails.
@@ -110,7 +112,7 @@ def pool(analysis: Analysis, by_stage: Sequence[int]) -> GraphModule:
     smaller: dict[tuple[int, Grid], Grid] = {}
     targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
     while True:
-        student = clone(analysis.graph_module).eval()
+        student = clone(analysis.graph_module, shares_weights).eval()
         annotate(student, analysis, by_stage, smaller)
         try:
             _run_ours(student, [InsertPoolingPass()])

@@ -34,9 +34,9 @@ def map_tensors(module: M, function: Callable[[Tensor], Tensor]) -> M:
     return _Copier(function).module(module)
 
 
-def clone(module: M) -> M:
-    """Copy ``module`` with weights of its own; what Python cannot copy (locks, handles) is shared."""
-    copier = _Copier(_cloned)
+def clone(module: M, shares_tensors: bool = False) -> M:
+    """Copy ``module`` with tensors of its own, or the same ones; what Python cannot copy (locks, handles) is shared."""
+    copier = _Copier(_same if shares_tensors else _cloned)
     if not isinstance(module, GraphModule):
         return copier.module(module)
     for part in (*module._parameters.values(), *module._buffers.values(), *module._modules.values()):
@@ -187,6 +187,10 @@ _ATOMS = frozenset((
 def _on_meta(tensor: Tensor) -> Tensor:
     empty = tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _cloned(tensor: Tensor) -> Tensor:

@@ -173,11 +173,12 @@ class PatchNetwork:
         """Whether what lies between two cuts can be run in parts."""
         if start < self.reach_back[end] or start >= end:
             return False
-        inside = [s for s in self.steps[start:end] if s.ready is None]
-        if any(s.ready is not None and s.ready >= start for s in self.steps[start:end]):
-            return False
-        if any(0 <= s.writes < start for s in inside):
-            return False
+        for step in self.steps[start:end]:
+            if step.ready is not None:
+                if step.ready >= start:
+                    return False
+            elif 0 <= step.writes < start:
+                return False
         results = [self.steps[t] for t in self.results(start, end)]
         return bool(results) and all(s.axes for s in results)
 

@@ -119,10 +119,11 @@ def divide(side: int, parts: int) -> list[Span]:
 
 def reach_back(network: PatchNetwork, start: int, end: int, parts: int, axis: int) -> list[AxisPart]:
     """For each of ``parts`` tiles along an axis what it needs of each operation from ``start`` to ``end``."""
-    return [_reach_back(network, start, end, axis, parts, tile) for tile in range(parts)]
+    return [reach_back_of(network, start, end, axis, parts, tile) for tile in range(parts)]
 
 
-def _reach_back(network: PatchNetwork, start: int, end: int, axis: int, parts: int, tile: int) -> AxisPart:
+def reach_back_of(network: PatchNetwork, start: int, end: int, axis: int, parts: int, tile: int) -> AxisPart:
+    """What one of ``parts`` tiles along an axis needs of each operation from ``start`` to ``end``."""
     needed: dict[int, Span] = {}
     uses: dict[int, Use] = {}
     for step in reversed(network.steps[start:end]):

@@ -6,18 +6,31 @@ region in a form whose bytes fit; its length is the multiply-accumulates that th
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import networkx as nx
 import numpy as np
 
+from redistill.internal.caching import cached_method
 from redistill.planning.patches.axes import Pool, TileError, Use, Window
 from redistill.planning.patches.counting import share_of_work, strip_bound, strips_peak, tile_bound, tiles_peak
 from redistill.planning.patches.network import PatchNetwork
-from redistill.planning.patches.programs import AxisPart, Form, Fronts, Region, find_fronts, reach_back
+from redistill.planning.patches.paths import Edge, cheapest_path
+from redistill.planning.patches.programs import (
+    AxisPart,
+    Form,
+    Fronts,
+    Region,
+    find_fronts,
+    reach_back,
+    reach_back_of,
+)
 
 
 @dataclass(frozen=True)
@@ -65,17 +78,6 @@ class Segmentation:
         return sum(r.form.tiles for r in self.regions)
 
 
-@dataclass(frozen=True)
-class Edge:
-    """A region in a form: its cost, the operations called, and bytes; where those are a bound, it needs no fewer."""
-
-    region: Region
-    extra_macs: int
-    peak_bytes: int
-    calls: int
-    is_bound: bool = False
-
-
 class Segmenter:
     """Finds segmentations of one network; what does not depend on the limit is computed once."""
 
@@ -87,6 +89,7 @@ class Segmenter:
         self.join = join
         self.most_extra = int(max_extra_macs * network.macs)
         self._parts: dict[tuple[int, int, int], tuple[int, list[AxisPart]]] = {}
+        self._middles: dict[tuple[int, int, int], tuple[int, AxisPart]] = {}
         self._work: dict[tuple[int, int, int], tuple[list[AxisPart], np.ndarray]] = {}
         self._fronts: dict[tuple[int, int], tuple[int, Fronts]] = {}
         self._edges: dict[tuple[int, int, Form], Edge | None] = {}
@@ -115,7 +118,7 @@ class Segmenter:
         most = min(int(to_go[first] + NEARLY * self.network.macs), self.most_extra)
         if to_go[first] > self.most_extra:
             return None
-        chosen = _cheapest(graph, self.cuts, to_go, most, CALL * self.network.macs)
+        chosen = cheapest_path(graph, self.cuts, to_go, most, CALL * self.network.macs)
         edges = [e for e in chosen if e is not None]
         peak = max(self._peak_outside([e.region for e in edges]), max((e.peak_bytes for e in edges), default=0))
         fitting = len([1 for _, _, data in graph.edges(data=True) if data["edge"]])
@@ -149,18 +152,22 @@ class Segmenter:
         hoped = nx.DiGraph(graph)
         pairs = sorted(self._regions(limit))
         hoped.add_edges_from(pairs)
-        leads_on = nx.ancestors(hoped, self.cuts[-1])
-        for start, end in pairs:
-            if (end in leads_on or end == self.cuts[-1]) and nx.has_path(graph, self.cuts[0], start):
-                yield start, end
+        leads_on = nx.ancestors(hoped, self.cuts[-1]) | {self.cuts[-1]}
+        reached: set[int] = set()
+        for start, pairs_from in groupby(pairs, key=itemgetter(0)):
+            if start not in reached:
+                reached = nx.descendants(graph, self.cuts[0]) | {self.cuts[0]}
+            if start in reached:
+                yield from (pair for pair in pairs_from if pair[1] in leads_on)
 
     def _regions(self, limit: int) -> Iterator[tuple[int, int]]:
         """Pairs of cuts with something between them that does not fit, and little enough alive at both."""
         over = [t for t, level in enumerate(self.network.live) if level > limit]
+        starts = sorted(self._starts(over))
         for end in self._ends(over):
-            for start in self._starts(over):
-                inside = any(start <= t < end for t in over)
-                if inside and self.network.is_region(start, end) and self.network.held(start, end) < limit:
+            last_over = over[bisect_left(over, end) - 1]
+            for start in starts[bisect_left(starts, self.network.reach_back[end]) : bisect_right(starts, last_over)]:
+                if self.network.is_region(start, end) and self.network.held(start, end) < limit:
                     yield start, end
 
     def _ends(self, over: list[int]) -> list[int]:
@@ -187,7 +194,7 @@ class Segmenter:
 
     def _fitting(self, start: int, end: int, limit: int) -> list[Edge]:
         """Forms that fit, cheapest first; a dearer one only if it takes fewer calls and is nearly as cheap."""
-        priced = sorted(self._priced(start, end), key=lambda pair: (max(pair[1], 0), pair[0].tiles))
+        priced = sorted(self._priced(start, end, limit), key=lambda pair: (max(pair[1], 0), pair[0].tiles))
         found: list[Edge] = []
         for form, extra in priced:
             if found and extra > max(found[0].extra_macs, 0) + NEARLY * self.network.macs:
@@ -199,11 +206,40 @@ class Segmenter:
                 found.append(edge)
         return found
 
-    def _priced(self, start: int, end: int) -> Iterator[tuple[Form, int]]:
+    def _priced(self, start: int, end: int, limit: int) -> Iterator[tuple[Form, int]]:
         for form in self.forms(start, end):
-            extra = self.extra_macs(start, end, form)
-            if extra is not None and extra <= self.most_extra:
-                yield form, extra
+            if self.floor(start, end, form) <= limit:
+                extra = self.extra_macs(start, end, form)
+                if extra is not None and extra <= self.most_extra:
+                    yield form, extra
+
+    @cached_method
+    def floor(self, start: int, end: int, form: Form) -> float:
+        """Bytes that a region needs at least in a form, by its middle piece; infinite where that cannot be run."""
+        held, network = self.network.held(start, end), self.network
+        try:
+            columns = self._middle(start, end, form.columns, 1)
+            if form.keeps:
+                fronts = self.fronts(start, end, form.rows)
+                return held + strip_bound(network, start, end, fronts, columns, form.rows // 2)
+            return held + tile_bound(network, start, end, self._middle(start, end, form.rows, 0), columns)
+        except TileError:
+            return math.inf
+
+    def _middle(self, start: int, end: int, parts: int, axis: int) -> AxisPart:
+        """What the tile in the middle of an axis needs.
+
+        Raises:
+            TileError: an operation cannot make its part by itself.
+        """
+        axis = 0 if self.network.is_square else axis
+        known = self._middles.get((end, parts, axis))
+        if known is None or known[0] > start:
+            known = (start, reach_back_of(self.network, start, end, axis, parts, parts // 2))
+            self._middles[end, parts, axis] = known
+        if known[1].fails >= start:
+            raise TileError(f"the region cannot be divided into {parts}")
+        return known[1]
 
     def forms(self, start: int, end: int) -> Iterator[Form]:
         """The forms that a region's results can be divided into."""
@@ -313,43 +349,10 @@ class Segmenter:
         columns = self.axis_parts(start, end, form.columns, 1)
         if form.keeps:
             fronts = self.fronts(start, end, form.rows)
-            bound = held + strip_bound(self.network, start, end, fronts, columns[0], form.rows // 2)
-            if bound > limit:
-                return bound
             return held + strips_peak(self.network, start, end, fronts, columns[0], form.rows, limit - held)
         rows = self.axis_parts(start, end, form.rows, 0)
-        bound = held + tile_bound(self.network, start, end, rows[form.rows // 2], columns[form.columns // 2])
-        if bound > limit:
-            return bound
         return held + tiles_peak(self.network, start, end, rows, columns, limit - held)
 
     def _peak_outside(self, regions: list[Region]) -> int:
         inside = {t for r in regions for t in range(r.start, r.end)}
         return max((level for t, level in enumerate(self.network.live) if t not in inside), default=0)
-
-
-def _cheapest(
-    graph: nx.MultiDiGraph[int], cuts: list[int], to_go: dict[int, float], most: int, call: float
-) -> list[Edge | None]:
-    """Among the paths of at most ``most`` extra work the cheapest, calls weighed, strips first."""
-    labels: dict[int, list[tuple[int, int, int, list[Edge | None]]]] = {cuts[0]: [(0, 0, 0, [])]}
-    for cut in cuts[:-1]:
-        for calls, squares, cost, path in labels.get(cut, ()):
-            for _, after, data in graph.out_edges(cut, data=True):
-                reached = cost + data["cost"]
-                if after not in to_go or reached + to_go[after] > most:
-                    continue
-                edge = data["edge"]
-                more, square = (edge.calls, int(not edge.region.form.keeps)) if edge else (0, 0)
-                _add_label(labels.setdefault(after, []), (calls + more, squares + square, reached, [*path, edge]))
-    return min(labels[cuts[-1]], key=lambda label: (label[2] + call * label[0], *label[:3]))[3]
-
-
-def _add_label(
-    labels: list[tuple[int, int, int, list[Edge | None]]], new: tuple[int, int, int, list[Edge | None]]
-) -> None:
-    """Keep what no other label beats in calls, squares and cost at once."""
-    if any(all(a <= b for a, b in zip(old[:3], new[:3], strict=True)) for old in labels):
-        return
-    labels[:] = [old for old in labels if not all(a >= b for a, b in zip(old[:3], new[:3], strict=True))]
-    labels.append(new)
