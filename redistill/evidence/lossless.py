@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -32,6 +33,7 @@ def run(names: Sequence[str] = ()) -> Table:
         reached = (_reached(analysis, most) for most in (FREE, MOST))
         kept = (_kept(analysis, budget, levers) for budget in BUDGETS for levers in WAYS.values())
         table.add(name, *reached, *kept)
+        tqdm.write(table.last, sys.stderr)
     table.notes.append("Multiply-accumulates kept of the teacher's own, and those that patches compute more.")
     return table
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collecting_only_new() -> Iterator[None]:
-    """What is there already is not gone through for garbage meanwhile: of a large library that takes a fifth of a search.
+    """What is there already is not gone through for garbage meanwhile: of large libraries, a fifth of a search.
 
     Example:
         >>> with collecting_only_new():

@@ -64,6 +64,11 @@ class Table:
             raise ValueError(f"{len(cells)} cells for {len(self.columns)} columns")
         self.rows.append(cells)
 
+    @property
+    def last(self) -> str:
+        """The row added last, by itself: to be seen as soon as it is known."""
+        return " | ".join(map(str, self.rows[-1]))
+
     def __str__(self) -> str:
         text = render_markdown([self.columns, *(tuple(map(str, row)) for row in self.rows)])
         return "\n".join([text, *([""] if self.notes else []), *self.notes])
