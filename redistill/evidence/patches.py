@@ -104,6 +104,7 @@ def examine(spec: str, seconds: float = math.inf) -> list[dict[str, str]]:
     """One network at every budget that is begun in time; a network that cannot be traced is one row that says why."""
     ends = time.process_time() + seconds
     model, inputs = build(spec)
+    settle(model, inputs)
     try:
         analysis = analyze(model, inputs, check=False)
     except RedistillError as error:
@@ -118,6 +119,17 @@ def examine(spec: str, seconds: float = math.inf) -> list[dict[str, str]]:
         rows.append(_row(short(spec), budget, **figures))
         gc.collect()
     return rows
+
+
+@torch.no_grad()
+def settle(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Give batch norms the statistics of noise: with random weights, outputs are else little more than a last bias."""
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        model.train()(*(torch.cat([x, torch.randn_like(x) if x.is_floating_point() else x]) for x in inputs))
+        model.eval()
 
 
 class Plain:
