@@ -14,8 +14,11 @@ import redistill
 from redistill.commands.transform import main
 from redistill.compiler import fidelity
 from redistill.compiler.analysis import analyze
+from redistill.compiler.candidates import candidates, find_candidates
 from redistill.compiler.choosing import planning_problem
-from redistill.compiler.fidelity import candidates, compare
+from redistill.compiler.fidelity import LOSSLESS, compare
+from redistill.compiler.levers import carry_out_patched
+from redistill.compiler.request import Request
 from redistill.data.calibration import Preparation, find_preparation, read_calibration
 from redistill.errors import DataError, ModelError
 from redistill.models import load_model
@@ -85,6 +88,63 @@ def test_candidates_are_the_pareto_front_and_the_uniform_plans():
     most = max(map(problem.total_macs, fitting))
     assert problem.total_macs(index[0]) == most
     assert (1, 4, 4, 4) in found
+
+
+def joint(levers="patches,pool", **options):
+    request = Request.of("2.5x", levers=levers, taps="none", max_extra_macs=0.1, **options)
+    analysis = analyze(network(), (pictures(1),))
+    return analysis, request, request.limit(analysis.profile.peak_bytes)
+
+
+def test_with_patches_the_candidates_are_what_patches_bring_under_the_limit():
+    analysis, request, limit = joint()
+    problem = planning_problem(analysis)
+    found = find_candidates(analysis, request, limit, 60)
+    index = [tuple(c.index(f) for c, f in zip(problem.choices, plan, strict=True)) for plan in found]
+    assert len(index) > 2
+    for plan in problem.enumerate():
+        if problem.total_macs(plan) > problem.total_macs(index[0]):
+            assert carry_out_patched(analysis, request, limit, problem.factors(plan)) is None
+    pooled = tuple(c.index(f) for c, f in zip(problem.choices, candidates(problem, limit)[0], strict=True))
+    assert problem.total_macs(index[0]) > problem.total_macs(pooled)
+    kept = copy.deepcopy(analysis.graph_module.state_dict())
+    for make in found.values():
+        choice = make()
+        assert choice.rewritten.profile.peak_bytes <= limit
+        for parameter in choice.rewritten.graph_module.parameters():
+            parameter.data.zero_()
+    assert all(torch.equal(value, kept[key]) for key, value in analysis.graph_module.state_dict().items())
+
+
+def test_no_further_plan_is_sought_with_patches_once_time_is_over():
+    assert len(find_candidates(*joint(), seconds=0)) == 1
+
+
+@pytest.mark.parametrize("levers", ["patches,pool", "patches,resize"])
+def test_fidelity_judges_what_patches_bring_under_the_limit(levers):
+    teacher, images = network(), pictures(40)
+    options = {"objective": "fidelity", "levers": levers, "taps": "none", "max_extra_macs": 0.1, "calibration": images}
+    student = redistill.transform(teacher, images[:1], "2.5x", **options).eval()
+    assert student.plan.objective == "fidelity"
+    assert student.plan.peak_bytes <= student.plan.limit
+    image = images[:1].clone()
+    assert redistill.measure(student, image) == redistill.profile(student, image, "graph").peak_bytes
+    (note,) = (note for note in student.provenance.notes if note.startswith("fidelity: "))
+    judged = re.findall(r"([\d,]+) \([\d.]+ KiB\): ([\d.]+) % agree", note)
+    assert judged[0][0] == ",".join(map(str, student.plan.factors))
+    assert float(judged[0][1]) == max(float(share) for _, share in judged)
+
+
+def test_where_patches_suffice_they_win_at_once():
+    teacher, images = network(), pictures(8)
+    student = redistill.transform(
+        teacher, images[:1], "2x", objective="fidelity", levers="patches,pool", max_extra_macs=1, calibration=images
+    ).eval()
+    assert set(student.plan.factors) == {1}
+    assert student.patches.regions
+    assert LOSSLESS in student.provenance.notes
+    with torch.no_grad():
+        torch.testing.assert_close(student(images), teacher(images))
 
 
 def test_maps_are_judged_by_their_error():

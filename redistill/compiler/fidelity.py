@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +21,16 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from redistill.compiler.analysis import Analysis
-from redistill.compiler.choosing import Choice, carry_out_within, explain, planning_problem, resized_plans
+from redistill.compiler.candidates import find_candidates
+from redistill.compiler.choosing import Choice, explain
 from redistill.compiler.fitting.fitter import BATCH, fit_graphs
+from redistill.compiler.levers import patch_alone
 from redistill.compiler.request import Request
 from redistill.errors import FitError, InfeasibleBudgetError, ModelError
 from redistill.internal.text import format_bytes, format_shape
-from redistill.planning.search import PlanningProblem, keep_most_macs, solve
 from redistill.tracing.skeleton import mode_of
 
-MOST = 16
-"""Plans that are tried at most."""
-
-LATTICE = 50_000
-"""Plans that are enumerated; of larger lattices only the best at several limits are tried."""
-
+LOSSLESS = "fidelity: patches alone meet the budget, and no student agrees better than the teacher's own outputs"
 LEAST = 4
 """Images that are needed: two to fit and two to judge by."""
 
@@ -122,17 +117,18 @@ def choose_by_fidelity(
     inputs = check_calibration(calibration, analysis.inputs)
     limit = request.limit(analysis.profile.peak_bytes)
     assert limit is not None, "a request has factors or a budget"
-    pools = "pool" in request.levers
-    plans = candidates(planning_problem(analysis), limit) if pools else resized_plans(analysis)
+    if "patches" in request.levers and (alone := patch_alone(analysis, request, limit)) is not None:
+        return replace(alone, notes=(*alone.notes, LOSSLESS))
+    students = find_candidates(analysis, request, limit, seconds)
     trials: list[Trial] = []
     given_up = 0
     judge = Judge(analysis.graph_module, inputs)
-    for plan in tqdm(plans, desc="fidelity", unit="plan", leave=False, disable=None):
+    for plan, make in tqdm(students.items(), desc="fidelity", unit="plan", leave=False, disable=None):
         passed = time.perf_counter() - started
         if trials and passed * (len(trials) + 1) / len(trials) > seconds:
             given_up += 1
             continue
-        choice = carry_out_within(analysis, plan, limit, request)
+        choice = make()
         if choice is not None:
             factors = tuple(plan[s.index] for s in analysis.stages.free)
             trials.append(Trial(choice, factors, judge(choice.rewritten.graph_module)))
@@ -171,37 +167,6 @@ def check_calibration(calibration: Tensor | Inputs | None, examples: Inputs) -> 
     if len(inputs[0]) < LEAST or any(len(given) != len(inputs[0]) for given in inputs):
         raise ModelError(f"calibration needs {LEAST} images or more, not {len(inputs[0])}; some hundreds are better")
     return inputs
-
-
-def candidates(problem: PlanningProblem, limit: float) -> list[tuple[int, ...]]:
-    """The plans worth trying within ``limit`` bytes, as factors, those that keep most MACs first.
-
-    Plans that no other betters both in bytes and in MACs; and those with one factor throughout.
-    """
-    found = _enumerated(problem, limit) if problem.size <= LATTICE else _solved(problem, limit)
-    found.sort(key=lambda plan: (-problem.total_macs(plan), problem.peak(plan)))
-    best, front = float("inf"), []
-    for plan in found:
-        if problem.peak(plan) < best:
-            best = problem.peak(plan)
-            front.append(plan)
-    chosen = front[: MOST - 2]
-    chosen += [plan for plan in found if plan not in front and _is_uniform(problem, plan)][:2]
-    return [problem.factors(plan) for plan in sorted(chosen, key=problem.total_macs, reverse=True)]
-
-
-def _enumerated(problem: PlanningProblem, limit: float) -> list[tuple[int, ...]]:
-    lattice = product(*(range(len(choices)) for choices in problem.choices))
-    return [plan for plan in lattice if problem.is_legal(plan) and problem.peak(plan) <= limit]
-
-
-def _solved(problem: PlanningProblem, limit: float) -> list[tuple[int, ...]]:
-    solutions = (solve(problem, limit * share, keep_most_macs()) for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
-    return list(dict.fromkeys(solution.plan for solution in solutions if solution is not None))
-
-
-def _is_uniform(problem: PlanningProblem, plan: Sequence[int]) -> bool:
-    return len({f for f, choices in zip(problem.factors(plan), problem.choices, strict=True) if len(choices) > 1}) == 1
 
 
 class Judge:

@@ -18,7 +18,7 @@ from redistill.compiler.choosing import (
 from redistill.compiler.patching import best_patches, patch
 from redistill.compiler.request import Request
 from redistill.compiler.rewriting import Rewritten, attach, pool, real_grids, rewrite
-from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
+from redistill.errors import InfeasibleBudgetError, PlanError
 from redistill.internal.collecting import collecting_only_new
 from redistill.internal.text import format_bytes
 from redistill.passes.patch import join_of
@@ -26,9 +26,10 @@ from redistill.planning.patches.joint import PatchBound, plans_by_score
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.segmenting import COARSE, FINE, Lattice, Segmentation, Segmenter
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import FIDELITY, Certificate, Objective
+from redistill.planning.search import Certificate, Objective
 from redistill.tracing.copying import clone
 
+NO_TAPS = "no taps: their RED blocks do not fit"
 MOST_REGIONS = 100_000
 """The possible regions of a network up to which it is told by the way what patches would do: some seconds' work."""
 QUICK = 0.05
@@ -45,8 +46,6 @@ def pull_levers(analysis: Analysis, request: Request) -> Choice:
     if "patches" not in request.levers:
         choice = choose(analysis, request)
         return replace(choice, notes=(*choice.notes, *_what_patches_would_do(analysis, request, choice)))
-    if request.goal == FIDELITY and "pool" in request.levers:
-        raise ModelError("the objective fidelity compares pooled students; use it with the lever pool alone")
     limit = request.limit(analysis.profile.peak_bytes)
     assert limit is not None, "explicit factors leave no budget for patches"
     alone = patch_alone(analysis, request, limit)
@@ -105,7 +104,7 @@ def resize_and_patch(analysis: Analysis, request: Request, limit: int) -> Choice
     for by_stage in resized_plans(analysis):
         found = _try(analysis, request, limit, by_stage, request.taps != "none")
         if found is not None:
-            return found
+            return own_weights(found)
     raise InfeasibleBudgetError(explain_patches(analysis, request, limit))
 
 
@@ -122,8 +121,10 @@ def _best_that_fits(
         found = _try(analysis, request, limit, problem.factors(plan), with_taps)
         if found is not None:
             notes = found.notes if restore else (*found.notes, POOLED_DEEPEST)
-            notes = notes if with_taps or request.taps == "none" else (*notes, "no taps: their RED blocks do not fit")
-            return replace(found, certificate=Certificate(problem.size, visited, score, tried), notes=notes)
+            notes = notes if with_taps or request.taps == "none" else (*notes, NO_TAPS)
+            return replace(
+                own_weights(found), certificate=Certificate(problem.size, visited, score, tried), notes=notes
+            )
         tried += 1
     return None
 
@@ -137,10 +138,24 @@ def _try(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, 
         found = patch(analysis, rewritten, limit, request.max_extra_macs)
     except PlanError:
         return None
-    if found is None:
-        return None
-    student = replace(found.rewritten, graph_module=clone(found.rewritten.graph_module))
-    return Choice(by_stage, taps, student, None, (), found.plan)
+    return Choice(by_stage, taps, found.rewritten, None, (), found.plan) if found else None
+
+
+def carry_out_patched(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, ...]) -> Choice | None:
+    """The student with these factors and as many taps as fit, if patches bring it under the limit.
+
+    Its weights are the teacher's own (see :func:`own_weights`).
+    """
+    if request.taps != "none" and (found := _try(analysis, request, limit, by_stage, True)):
+        return found
+    found = _try(analysis, request, limit, by_stage, False)
+    return found if found is None or request.taps == "none" else replace(found, notes=(*found.notes, NO_TAPS))
+
+
+def own_weights(choice: Choice) -> Choice:
+    """The choice with weights of its own, that may be trained."""
+    student = replace(choice.rewritten, graph_module=clone(choice.rewritten.graph_module))
+    return replace(choice, rewritten=student)
 
 
 def _what_patches_would_do(analysis: Analysis, request: Request, choice: Choice) -> Iterator[str]:

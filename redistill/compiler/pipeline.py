@@ -149,7 +149,7 @@ def _choose(
     analysis: Analysis, request: Request, calibration: Tensor | tuple[Tensor, ...] | None, time_limit: float
 ) -> Choice:
     """The choice that the request asks for, fitted where there are images and that is better."""
-    if request.goal == FIDELITY and "patches" not in request.levers:
+    if request.goal == FIDELITY and request.levers != ("patches",):
         return choose_by_fidelity(analysis, request, calibration, time_limit)
     if calibration is None:
         return pull_levers(analysis, request)
