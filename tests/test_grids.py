@@ -362,6 +362,42 @@ def test_heads_keep_their_grids_while_the_backbone_is_pooled():
     assert student(torch.randn(1, 3, 64, 64)).shape == (1, 16 * 16 + 8 * 8, 4)
 
 
+class AnchorDetector(nn.Module):
+    """Heads on two levels, decoded by an expectation over bins, and by anchors made of the sizes of what they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fine, self.coarse = layer(3, 16), layer(16, 32), layer(32, 48)
+        self.heads = nn.ModuleList([nn.Conv2d(32, 8, 1), nn.Conv2d(48, 8, 1)])
+        self.bins = nn.Conv2d(4, 1, 1, bias=False)
+
+    def forward(self, x):
+        fine = self.fine(self.stem(x))
+        maps = [fine, self.coarse(fine)]
+        found = torch.cat([head(m).view(m.shape[0], 8, -1) for head, m in zip(self.heads, maps, strict=True)], -1)
+        anchors, strides = [], []
+        for stride, m in zip((4.0, 8.0), maps, strict=True):
+            h, w = m.shape[2:]
+            rows, columns = torch.meshgrid(torch.arange(h).type_as(m), torch.arange(w).type_as(m), indexing="ij")
+            anchors.append(torch.stack((columns, rows)).view(2, -1) + 0.5)
+            strides.append(fine.new_full((1, h * w), stride))
+        boxes = self.bins(found.view(x.shape[0], 2, 4, -1).transpose(1, 2).softmax(1)).squeeze(1)
+        return (torch.cat(anchors, 1) + boxes) * torch.cat(strides, 1)
+
+
+@pytest.mark.parametrize("side", [64, 72])
+def test_a_decode_by_the_sizes_of_pooled_maps_stays_right(side):
+    torch.manual_seed(0)
+    module, image = AnchorDetector().eval(), torch.randn(1, 3, side, side)
+    student = redistill.transform(module, image, factors=(2, 2, 2), taps="none").eval()
+    assert student(image).shape == module(image).shape == (1, 2, (side // 4) ** 2 + (side // 8) ** 2)
+    with torch.no_grad():
+        for name, value in (*module.named_parameters(), *student.named_parameters()):
+            if name.startswith("heads"):
+                value.zero_()
+    assert torch.equal(student(image), module(image))  # what is left are the anchors
+
+
 def test_odd_sides_are_met_by_cropping_what_the_tail_enlarged():
     class UNet(nn.Module):
         def __init__(self):

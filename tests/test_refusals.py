@@ -11,7 +11,7 @@ import redistill
 from redistill.compiler import choosing
 from redistill.compiler.analysis import analyze
 from redistill.compiler.failures import CONVINCING, Failures
-from redistill.errors import InfeasibleBudgetError, PlanError
+from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
 from redistill.passes.insert_pooling import MisfitError
 
 
@@ -196,6 +196,17 @@ def test_a_submodule_may_be_called_as_the_library_calls_its_own(name):
     student = redistill.transform(module, x, "2x").eval()
     assert student(x).shape == module(x).shape
     assert any(k.startswith(f"{name}.") for k in student.state_dict())
+
+
+@pytest.mark.parametrize("name", ["meta", "graph", "code", "recompile"])
+def test_a_submodule_of_a_name_that_no_graph_can_have_is_named_with_the_remedy(name):
+    module = nn.Sequential()
+    module.add_module(name, nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1)))
+    module.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(ModelError, match=rf"submodule {name} bears a name.*nn\.Sequential\(model\)"):
+        redistill.transform(module, torch.zeros(1, 3, 32, 32), "1.5x")
+    student = redistill.transform(nn.Sequential(module), torch.zeros(1, 3, 32, 32), "1.5x", taps="none")
+    assert f"0.{name}.0.weight" in student.state_dict()
 
 
 def test_a_wrong_plan_is_refused_with_its_place():

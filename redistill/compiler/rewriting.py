@@ -152,7 +152,12 @@ def annotate(
         if order is not None:
             nodes[transition.node].meta[Meta.RESTRIDE] = order
     for node in {name for name, _ in analysis.stages.told}:
-        sizes = tuple((s, ratio) for s in _told(node, analysis) if (ratio := _ratio(node, s, analysis, by_stage)) != 1)
+        keeps = by_stage[analysis.stages.stage_of[node]] == 1
+        sizes = tuple(
+            (size, ratio, analysis.stages.record.values[size] if keeps else None)
+            for size in _told(node, analysis)
+            if (ratio := _ratio(node, size, analysis, by_stage)) != 1
+        )
         if sizes:
             nodes[node].meta[Meta.RESTRIDE] = Resize(sizes=sizes)
     for node in graph_module.graph.nodes:

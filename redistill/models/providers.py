@@ -94,12 +94,17 @@ def _build_transformers(spec: ModelSpec, pretrained: str | None) -> object:
 
 
 def _build_ultralytics(spec: ModelSpec, pretrained: str | None) -> object:
-    """A network described by one of ultralytics' YAML files; a ``.pt`` file would be looked for, and fetched."""
+    """A network described by one of ultralytics' YAML files; a ``.pt`` file would be looked for, and fetched.
+
+    As it is exported: its inference yields predictions alone, without the maps that only its own loss reads.
+    """
     if not spec.name.endswith((".yaml", ".yml")):
         raise ModelError(f"{spec.target} is no description; name a YAML file, for example ultralytics:yolov8n.yaml")
     ultralytics = import_package("ultralytics")
     family = ultralytics.RTDETR if "rtdetr" in spec.name else ultralytics.YOLO
-    return _call(spec, family, {"model": spec.name, **spec.arguments}).model
+    network = _call(spec, family, {"model": spec.name, **spec.arguments}).model
+    network.model[-1].export = True
+    return network
 
 
 def _build_own(spec: ModelSpec, pretrained: str | None) -> object:

@@ -39,8 +39,8 @@ def shuffle(times: Sequence[int]) -> nn.Module:
     return GridShuffle(times)
 
 
-def scale_size(size: Any, times: int, over: int) -> Any:
-    """A size, or each of several, ``times`` over ``over``, rounded up as padded convolutions do."""
+def scale_size(size: Any, times: int, over: int, excess: int = 0) -> Any:
+    """A size, or each of several, ``times`` over ``over``, rounded up as padded convolutions do, less ``excess``."""
     if isinstance(size, (tuple, list)):
-        return tuple(scale_size(side, times, over) for side in size)
-    return -(-size * times // over)
+        return tuple(scale_size(side, times, over, excess) for side in size)
+    return -(-size * times // over) - excess

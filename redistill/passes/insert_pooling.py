@@ -50,11 +50,12 @@ class Restride:
 class Resize:
     """What a plan asks of an operation that is told sizes: each of them over its ratio.
 
-    ``sizes`` names the nodes, each with its own; by default all that are read beside the first input, over ``ratio``.
+    ``sizes`` names the nodes, each with its own ratio and the size it must become (None: as it is rounded up); by
+    default all that are read beside the first input, over ``ratio``.
     """
 
     ratio: Fraction = Fraction(1)
-    sizes: tuple[tuple[str, Fraction], ...] = ()
+    sizes: tuple[tuple[str, Fraction, int | None], ...] = ()
 
 
 class MisfitError(PlanError):
@@ -116,6 +117,8 @@ class _Rewriter(ShapeInterpreter):
         order = n.meta.pop(Meta.RESTRIDE, None)
         if order is not None:
             self._rewrite(n, order)
+        if n.op == "call_method" and n.target == "view" and not self.env[n.all_input_nodes[0]].is_contiguous():
+            n.target = "reshape"  # the map is cropped now
         try:
             value = super().run_node(n)
         except Exception as error:
@@ -288,15 +291,19 @@ class _Rewriter(ShapeInterpreter):
 
     def _resize(self, node: Node, order: Resize) -> None:
         """Scale every size the node is told: whatever it reads beside its first input."""
-        told = dict(order.sizes) or {n.name: order.ratio for n in node.all_input_nodes[1:]}
+        sizes = order.sizes or tuple((n.name, order.ratio, None) for n in node.all_input_nodes[1:])
+        told = {name: (ratio, wanted) for name, ratio, wanted in sizes}
 
         def scaled(size: Node) -> Node:
             if size.name not in told:
                 return size
-            over, times = told[size.name].as_integer_ratio()
+            ratio, wanted = told[size.name]
+            over, times = ratio.as_integer_ratio()
+            value = scale_size(self.env[size], times, over)
+            excess = 0 if wanted is None else value - wanted
             with node.graph.inserting_before(node):
-                found = node.graph.call_function(scale_size, (size, times, over))
-            self.env[found] = scale_size(self.env[size], times, over)
+                found = node.graph.call_function(scale_size, (size, times, over, *([excess] if excess else [])))
+            self.env[found] = scale_size(self.env[size], times, over, excess)
             return found
 
         args, kwargs = map_arg((node.args, node.kwargs), scaled)

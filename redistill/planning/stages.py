@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from redistill.memory.probing import probe_graph
-from redistill.memory.recording import GraphRecord, record_graph
+from redistill.memory.recording import GraphRecord, Shape, record_graph
 from redistill.planning.growth import Axes, Growth, grown_shapes
 from redistill.planning.tails import find_tails
 from redistill.tracing import operators
@@ -156,6 +156,7 @@ class _Partition:
         self.inputs: list[Node] = []
         self.shared: list[str] = []
         self.told: list[tuple[Node, Node]] = []  # a node, and a size of another stage that it is told
+        self.laid_out: list[tuple[Node, list[Node]]] = []  # a map made of sizes alone, and these
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -167,6 +168,7 @@ class _Partition:
         for node in self.graph.nodes:
             self._pin(node)
         self.sets.union(*self.inputs)
+        self._settle_layouts()
         self._share_calls()
         return self._number()
 
@@ -177,7 +179,8 @@ class _Partition:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def _visit(self, node: Node) -> None:
-        sources = [n for n in node.all_input_nodes if n in self.labels]
+        unread = operators.read_for_type(node)
+        sources = [n for n in node.all_input_nodes if n in self.labels and n is not unread]
         if node.op == "output":
             for source in sources:
                 self.fixed.setdefault(source, "it is an output")
@@ -193,6 +196,9 @@ class _Partition:
             self.inputs.append(node)
             self.raw.add(node)
             self.fixed[node] = "it is the input"
+        elif self._is_layout(node, sources):
+            self._unite(node, [])
+            self.laid_out.append((node, sources))
         else:
             self._label(node, sources)
 
@@ -245,6 +251,20 @@ class _Partition:
             return []
         own = self.sets[sources[0]]
         return [s for s in sources[1:] if self.sets[s] != own and isinstance(self.record.values[s.name], int)]
+
+    def _is_layout(self, node: Node, sources: list[Node]) -> bool:
+        """Whether a tensor is made of sizes alone (``torch.arange(w)``)."""
+        whole = isinstance(self.record.values[node.name], Shape)
+        return whole and bool(sources) and all(isinstance(self.record.values[s.name], int) for s in sources)
+
+    def _settle_layouts(self) -> None:
+        """What is made of sizes alone (anchors) has its sizes' grid, or that of the outputs that it is part of."""
+        fixed = {self.sets[n] for n in self.fixed}
+        for node, sizes in self.laid_out:
+            if self.sets[node] in fixed and not any(self.sets[size] in fixed for size in sizes):
+                self.told += [(node, size) for size in sizes]
+            else:
+                self.sets.union(node, *sizes)
 
     def _stays_raw(self, node: Node, sources: list[Node]) -> bool:
         module = self._module(node)

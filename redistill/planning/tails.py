@@ -34,10 +34,9 @@ class _Finder:
                 if source in seen or not self.growth.scales(source.name):
                     continue
                 seen.add(source)
-                kind = self._kind(source)
-                if kind == "convolution" and self.growth.axes(source.name):
+                if self._is_convolution(source):
                     found.add(source)
-                elif kind is None and not self._resizes(source):
+                elif self._stays_on_its_grid(source):
                     queue.append(source)
         return found
 
@@ -49,9 +48,18 @@ class _Finder:
                 if user not in seen:
                     seen.add(user)
                     queue.append(user)
-                    if self._kind(user) == "convolution":
+                    if self._is_convolution(user):
                         return True
         return False
+
+    def _is_convolution(self, node: Node) -> bool:
+        """A convolution over a grid; one over a list of positions, as decoders of boxes have it, is none."""
+        return self._kind(node) == "convolution" and bool(self.growth.axes(node.name))
+
+    def _stays_on_its_grid(self, node: Node) -> bool:
+        kind = self._kind(node)
+        flat = kind == "convolution" and not self.growth.axes(node.name)
+        return (kind is None or flat) and not self._resizes(node)
 
     def _module(self, node: Node) -> nn.Module | None:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None

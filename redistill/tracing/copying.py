@@ -91,12 +91,17 @@ def check_copyable(module: nn.Module) -> None:
     """Refuse what has no Python code or no weights to trace with.
 
     Raises:
-        ModelError: TorchScript, lazy parameters, or modules that are quantised.
+        ModelError: TorchScript, lazy parameters, quantised modules, or a submodule whose name no graph can have.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(
             "a TorchScript module holds no Python modules that could be rewritten; give the model that was scripted or "
             "traced"
+        )
+    for name in module._modules.keys() & _KEPT_BY_GRAPHS:
+        raise ModelError(
+            f"the model's submodule {name} bears a name that torch.fx keeps for itself; rename it, or give the model "
+            "as nn.Sequential(model)"
         )
     for path, part in module.named_modules():
         where = f"{path or 'the model'} ({type(part).__name__})"
@@ -178,6 +183,7 @@ class _Copier:
         return twin
 
 
+_KEPT_BY_GRAPHS = frozenset((*vars(GraphModule), "meta", "_graph")) - vars(nn.Module).keys()
 _ATOMS = frozenset((
     int, float, complex, bool, str, bytes, type, type(None), types.FunctionType, types.BuiltinFunctionType,
     types.ModuleType, Graph, torch.dtype, torch.device, torch.Size,

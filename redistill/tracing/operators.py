@@ -113,6 +113,14 @@ def slices_of(node: Node) -> tuple[slice, ...] | None:
     return slices if plain and any(s.step not in (None, 1) for s in slices) else None
 
 
+def read_for_type(node: Node) -> Node | None:
+    """The tensor of which an operation reads no more than its type: ``x`` in ``y.type_as(x)``, ``x.new_zeros(n)``."""
+    name = name_of(node)
+    at = 0 if name.startswith("new_") else 1 if name in ("type_as", "to") else None
+    found = node.args[at] if at is not None and len(node.args) > at else None
+    return found if isinstance(found, Node) else None
+
+
 def is_plain_batch_norm(module: nn.Module | None) -> bool:
     """torch.nn's own batch norms with running statistics: a subclass may do more, the batch's own are computed anew."""
     own = isinstance(module, _BatchNorm) and type(module).__module__.startswith("torch.nn")
