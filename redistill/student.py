@@ -287,6 +287,7 @@ class Student(GraphModule):
             weights=origin.weights,
             patches=record.patches,
             nothing_in_place=record.nothing_in_place,
+            own_order=record.own_order,
         )
 
     def save(self, directory: str | Path) -> Path:

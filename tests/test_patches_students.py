@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from redistill.compiler.request import Request
 from redistill.compiler.rewriting import rewrite
 from redistill.errors import InfeasibleBudgetError, PlanError
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.report import to_json, write_page
+from redistill.report import align_steps, format_bytes, stage_rows, to_json, write_page
 from redistill.report.ladder import find_ladder
+from redistill.report.phrases import step_place
+from redistill.report.plots import _spread, outline
 from redistill.tracing.linear_calls import find_own_padding
 from tests.graphs import image
 
@@ -284,22 +287,74 @@ def test_what_does_more_than_pad_is_not_taken_for_a_convolution() -> None:
     assert find_own_padding(ScalesToo(3, 4, 3, 1), shape) is None
 
 
-def test_reports_show_the_ladder_of_levers_and_the_parts(student: Student, tmp_path: Path) -> None:
+def test_reports_show_the_ladder_of_levers(student: Student, tmp_path: Path) -> None:
     comparison = student.comparison()
     rungs = find_ladder(comparison)
     assert [rung.lever for rung in rungs] == ["nothing in place", "in place, in this order", "patches"]
     assert [rung.bytes for rung in rungs] == sorted((rung.bytes for rung in rungs), reverse=True)
     assert student.patches is not None
-    text = student.report()
-    assert all(str(region.form) in text for region in student.patches.regions)
-    assert any("tile1of" in step.node for step in student.profile.timeline)
     data = to_json(comparison)
     assert data["patches"] == student.patches.to_plain()
+    assert [rung["bytes"] for rung in data["ladder"]] == [rung.bytes for rung in rungs]
     assert data["macs_kept"] == 1.0
     assert data["teacher"]["macs"] + data["extra_macs"] == data["student"]["macs"]
-    page = tmp_path / "page.html"
-    write_page(comparison, page)
-    assert "outputs unchanged" in page.read_text()
+    write_page(comparison, tmp_path / "page.html")
+    for text in (student.report(), (tmp_path / "page.html").read_text()):
+        assert "outputs unchanged" in text
+        assert all(rung.lever in text and format_bytes(rung.bytes) in text for rung in rungs)
+        assert all(str(region) in text for region in student.patches.regions)
+        assert f"patches: {student.patches.certificate}" in text
+
+
+def test_the_order_is_a_rung_of_its_own() -> None:
+    class Branches(nn.Module):
+        """The wide branch had better run first."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.narrow = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+            self.wide, self.back = nn.Conv2d(4, 32, 3, padding=1), nn.Conv2d(32, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            narrow = self.narrow(x)
+            return torch.cat([narrow, self.back(self.wide(x))], 1)
+
+    found = [transform(Branches(), image(3, 1, 16), "1x", reorder=reorder) for reorder in (False, True)]
+    plain, ordered = (find_ladder(each.comparison()) for each in found)
+    assert [rung.lever for rung in ordered[1:]] == [
+        "in place, in its own order",
+        "in place, in the order of least memory",
+    ]
+    assert ordered[:1] == plain[:1]
+    assert ordered[1].bytes == plain[1].bytes > ordered[2].bytes == found[1].teacher_profile.peak_bytes
+
+
+def test_the_timeline_says_which_tile_of_how_many(student: Student) -> None:
+    comparison = student.comparison()
+    assert student.patches is not None
+    (first, *_) = student.patches.regions
+    places = [step_place(step) for step in student.profile.timeline]
+    assert all(any(f"tile {n} of {first.form.tiles}" in place for place in places) for n in range(1, first.form.tiles))
+    for row in stage_rows(comparison):  # what a piece needs and computes counts where the whole would
+        assert row.student_macs >= row.teacher_macs
+        assert (row.student_peak > 0) == (row.teacher_peak > 0)
+    columns = align_steps(comparison.teacher, comparison.student)
+    assert [s for _, s in columns if s is not None] == list(range(len(comparison.student.timeline)))
+    theirs = [t for t, _ in columns if t is not None]
+    assert theirs == sorted(theirs)
+    assert set(theirs) == set(range(len(comparison.teacher.timeline)))
+    _, sections = outline(comparison)
+    assert [s.detail for s in sections if s.detail.startswith("in ")] == [
+        f"in {r.form}" for r in student.patches.regions
+    ]
+
+
+def test_rungs_are_spread_where_they_are_close() -> None:
+    places = _spread([9.0, 8.9, 8.8, 0.1, 0.0], 1.0, 10.0)
+    assert all(above - below >= 1.0 - 1e-9 for above, below in pairwise(places))
+    assert 0 < places[-1] < places[0] < 10
+    assert _spread([8.0, 4.0], 1.0, 10.0) == [8.0, 4.0]
 
 
 def test_macs_kept_are_the_teachers_own_and_what_patches_would_do_is_said(teacher: nn.Module) -> None:

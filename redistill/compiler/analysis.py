@@ -15,7 +15,7 @@ from redistill.internal.text import list_some
 from redistill.memory.conventions import DEPLOY, Convention
 from redistill.memory.lifetimes import MemoryProfile, check_dtype
 from redistill.memory.profiling import count_parameters, profile, profile_record
-from redistill.memory.recording import record_graph
+from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.reduce_input import ReduceInputPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.running import run_passes
@@ -30,7 +30,8 @@ from redistill.tracing.contexts import undisturbed
 class Analysis:
     """A teacher's graph (over the teacher's own modules), its profile, stages and crossings.
 
-    ``call`` is how the teacher is called, ``config`` its own where it has one.
+    ``call`` is how the teacher is called, ``config`` its own where it has one, ``own_order`` the record of its
+    operations as they were, where their order is another now.
     """
 
     graph_module: GraphModule
@@ -45,6 +46,7 @@ class Analysis:
     call: Call
     config: Any = None
     seconds: float = 0.0
+    own_order: GraphRecord | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +77,7 @@ def analyze(
     check_dtype(dtype)
     captured = capture(teacher, example_input, leaf_modules, check)
     graph_module, inputs, notes = captured.graph_module, captured.inputs, captured.notes
+    own_order = record_graph(graph_module, inputs, dtype) if reorder else None
     if reorder:
         ReorderPass(convention)(graph_module)
         notes += ("operations are in the order of least memory",)
@@ -102,4 +105,5 @@ def analyze(
         captured.call,
         copy.copy(getattr(teacher, "config", None)),
         seconds=time.perf_counter() - started,
+        own_order=own_order,
     )

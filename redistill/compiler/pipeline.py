@@ -21,6 +21,7 @@ from redistill.compiler.request import MAX_EXTRA_MACS, Request
 from redistill.errors import TraceError
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile, lifetimes, timeline
+from redistill.memory.recording import GraphRecord
 from redistill.partial import put_in_place
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.report.data import red_macs
@@ -184,6 +185,7 @@ def build_student(analysis: Analysis, choice: Choice, origin: Provenance) -> Stu
         call=analysis.call,
         patches=choice.patches,
         nothing_in_place=nothing_in_place(analysis),
+        own_order=peak_in_own_order(analysis),
     )
     student = Student.from_graph(choice.rewritten.graph_module, record, analysis.config)
     student.train(analysis.training)
@@ -194,9 +196,19 @@ def nothing_in_place(analysis: Analysis) -> int | None:
     """The teacher's peak were nothing overwritten; None where its convention overwrites nothing."""
     if not analysis.convention.overwrites:
         return None
-    plain = replace(analysis.convention, overwrites=False)
-    record = analysis.stages.record
-    return max(step.live_bytes for step in timeline(record, lifetimes(record, plain), plain))
+    record = analysis.own_order or analysis.stages.record
+    return _peak(record, replace(analysis.convention, overwrites=False))
+
+
+def peak_in_own_order(analysis: Analysis) -> int | None:
+    """The teacher's peak in its own order; None where that is the one it runs in."""
+    if analysis.own_order is None:
+        return None
+    return _peak(analysis.own_order, analysis.convention.of_graph)
+
+
+def _peak(record: GraphRecord, convention: Convention) -> int:
+    return max(step.live_bytes for step in timeline(record, lifetimes(record, convention), convention))
 
 
 def own_macs(profile: MemoryProfile, choice: Choice) -> int:

@@ -60,6 +60,7 @@ class StudentRecord:
     call: Call
     patches: PatchPlan | None = None
     nothing_in_place: int | None = None
+    own_order: int | None = None
 
     def example(self, device: torch.device | None = None) -> dict[str, Any]:
         """The teacher's arguments, by parameter, with zeros for tensors."""

@@ -9,13 +9,12 @@ from redistill.report.data import (
     align_steps,
     compare,
     group_steps,
-    profile_to_json,
     stage_of_steps,
     stage_rows,
-    to_json,
 )
 from redistill.report.page import write_page, write_profile_page
 from redistill.report.phrases import describe_budget, describe_convention
+from redistill.report.plain import profile_to_json, to_json
 from redistill.report.plots import plot, plot_profile
 from redistill.report.tables import render, render_profile
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 from redistill.memory.conventions import Convention
-from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
+from redistill.memory.lifetimes import MemoryProfile, Step
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
+from redistill.report.tiles import origin_of, tile_of
 
 RED_BLOCKS = "red"  # the module under which a student keeps its RED blocks
 Grid = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Comparison:
 
     ``title`` is the model's spec, ``input`` its shape as text (``3x224x224``), ``dtype`` the type that activations are
     counted as (None: as traced), ``seconds`` the time that the transformation took, ``nothing_in_place`` the teacher's
-    peak were nothing overwritten (None where that is how it is counted).
+    peak were nothing overwritten (None where that is how it is counted), ``own_order`` its peak before its operations
+    were put into another order (None where they were not).
     """
 
     title: str
@@ -46,6 +49,7 @@ class Comparison:
     weights: str = ""
     patches: PatchPlan | None = None
     nothing_in_place: int | None = None
+    own_order: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -127,12 +131,12 @@ def stage_rows(comparison: Comparison) -> tuple[StageRow, ...]:
 def stage_of_steps(profile: MemoryProfile, stages: Sequence[Stage]) -> tuple[int, ...]:
     """For each step the position of its stage; a step of no stage (a RED block, the head) joins the one before.
 
-    Steps before the first known one belong to the first stage.
+    Steps before the first known one belong to the first stage; pieces to that of the operation they are pieces of.
     """
     known = {node: position for position, stage in enumerate(stages) for node in stage.nodes}
     found, current = [], 0
     for step in profile.timeline:
-        current = known.get(step.node, current)
+        current = known.get(step.node, known.get(origin_of(step.node), current))
         found.append(current)
     return tuple(found)
 
@@ -156,12 +160,17 @@ def red_macs(profile: MemoryProfile) -> int:
 
 
 def align_steps(teacher: MemoryProfile, student: MemoryProfile) -> tuple[tuple[int | None, int | None], ...]:
-    """Both timelines on one axis: pairs of steps of the same node, and the steps that only one of them has."""
+    """Both timelines on one axis: pairs of steps of the same node, and the steps that only one of them has.
+
+    Beside the pieces of a region the teacher's steps are spread out in their order.
+    """
     ours, theirs = ([step.node for step in p.timeline] for p in (teacher, student))
     columns: list[tuple[int | None, int | None]] = []
     for tag, a, b, c, d in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
         if tag == "equal":
             columns += zip(range(a, b), range(c, d), strict=True)
+        elif 0 < b - a <= d - c and any(map(tile_of, theirs[c:d])):
+            columns += [(a + (j - c) * (b - a) // (d - c), j) for j in range(c, d)]
         else:
             columns += [(i, None) for i in range(a, b)]
             columns += [(None, j) for j in range(c, d)]
@@ -213,7 +222,7 @@ def _prefix(module: str, opened: set[str]) -> str:
     return next((prefix for prefix in prefixes if prefix not in opened), module)
 
 
-def runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
+def runs(values: Sequence[T]) -> list[tuple[T, int, int]]:
     """Equal neighbours as (value, first position, one past the last).
 
     >>> runs([0, 0, 1, 0])
@@ -226,47 +235,6 @@ def runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
     return found
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain values; sizes in bytes, grids as [height, width]."""
-    c, plan = comparison, comparison.plan
-    return {
-        "title": c.title,
-        "input": c.input,
-        "weights": c.weights,
-        "convention": c.convention.name,
-        "dtype": c.dtype,
-        "teacher": _summary(c.teacher),
-        "student": _summary(c.student) | {"promised_peak_bytes": plan.peak_bytes},
-        "ratio": c.ratio,
-        "budget": {"bytes": plan.limit, "met": c.is_met},
-        "objective": plan.objective,
-        "macs_kept": plan.macs_kept,
-        "red_macs": red_macs(c.student),
-        "extra_macs": c.patches.extra_macs if c.patches else 0,
-        "patches": c.patches.to_plain() if c.patches else None,
-        "nothing_in_place_bytes": c.nothing_in_place,
-        "plan": [_plan_entry(row) for row in stage_rows(c) if not row.boundary],
-        "stages": [_row_entry(row) for row in stage_rows(c)],
-        "taps": [_tap_entry(tap) for tap in c.taps],
-        "certificate": asdict(plan.certificate) if plan.certificate else None,
-        "notes": list(c.notes),
-        "seconds": c.seconds,
-        "versions": versions(),
-    }
-
-
-def profile_to_json(profile: MemoryProfile) -> dict[str, Any]:
-    """The whole profile as plain values: summary, timeline and buffers, sizes in bytes."""
-    return {
-        "convention": profile.convention.name,
-        "dtype": profile.dtype,
-        **_summary(profile),
-        "timeline": [asdict(step) for step in profile.timeline],
-        "buffers": [_buffer_entry(buffer) for buffer in profile.buffers],
-        "versions": versions(),
-    }
-
-
 def versions() -> dict[str, str]:
     """What the figures were computed with."""
     return {"redistill": _installed_version(), "torch": str(torch.__version__), "python": platform.python_version()}
@@ -277,47 +245,3 @@ def _installed_version() -> str:
         return version("redistill")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _summary(profile: MemoryProfile) -> dict[str, Any]:
-    peak = profile.timeline[profile.peak_step]
-    return {
-        "peak_bytes": profile.peak_bytes,
-        "peak_step": profile.peak_step,
-        "peak_node": peak.node,
-        "peak_module": peak.module,
-        "macs": profile.macs,
-        "parameters": profile.parameters,
-        "lower_bound": profile.lower_bound,
-        "order_is_optimal": None if profile.lower_bound is None else profile.peak_bytes <= profile.lower_bound,
-        "live": [_buffer_entry(buffer) for buffer in profile.live],
-    }
-
-
-def _buffer_entry(buffer: Buffer) -> dict[str, Any]:
-    entry = asdict(buffer)
-    entry["shape"] = list(buffer.shape)
-    return entry
-
-
-def _plan_entry(row: StageRow) -> dict[str, Any]:
-    return {
-        "stage": row.name,
-        "grid": list(row.teacher_grid),
-        "student_grid": list(row.student_grid),
-        "factor": row.factor,
-    }
-
-
-def _row_entry(row: StageRow) -> dict[str, Any]:
-    return asdict(row) | {"teacher_grid": list(row.teacher_grid), "student_grid": list(row.student_grid)}
-
-
-def _tap_entry(tap: Tap) -> dict[str, Any]:
-    return {
-        "student": tap.student,
-        "teacher": tap.teacher,
-        "grid": list(tap.grid),
-        "channels": tap.channels,
-        "name": tap.name,
-    }

@@ -25,7 +25,11 @@ def find_ladder(comparison: Comparison) -> tuple[Rung, ...]:
 def _rungs(c: Comparison) -> Iterator[Rung]:
     if c.nothing_in_place is not None:
         yield Rung("nothing in place", c.nothing_in_place, "")
-    yield Rung("in place, in this order" if c.convention.overwrites else "as counted", c.teacher.peak_bytes, "")
+    counted = "in place" if c.convention.overwrites else "as counted"
+    if c.own_order is not None:
+        yield Rung(f"{counted}, in its own order", c.own_order, "")
+    order = "in this order" if c.own_order is None else "in the order of least memory"
+    yield Rung(f"{counted}, {order}", c.teacher.peak_bytes, "")
     patched = c.patches is not None and bool(c.patches.regions)
     if any(factor > 1 for factor in c.plan.factors) or c.taps:
         kept = f"{c.plan.macs_kept:.1%} of the MACs kept, accuracy".replace("%", " %")

@@ -32,6 +32,7 @@ from redistill.report.phrases import (
     describe_convention,
     describe_extra,
     describe_order,
+    describe_proof,
     describe_reduction,
     describe_verdict,
     step_place,
@@ -91,7 +92,11 @@ def _comparison_page(c: Comparison) -> str:
             "peak activation memory, " + describe_reduction(c.teacher.peak_bytes, c.student.peak_bytes, c.plan.limit)
         ),
         figures=_figures(_comparison_figures(c)),
-        sections=_stage_section(rows) + _tap_section(c) + _proof_section(c) + _note_section(c.notes),
+        sections=_ladder_section(c)
+        + _stage_section(rows)
+        + _tap_section(c)
+        + _proof_section(c)
+        + _note_section(c.notes),
         footer=footer(f"transformed in {c.seconds:.1f} s"),
         data=embed(_comparison_data(c, rows)),
     )
@@ -152,7 +157,6 @@ def _comparison_figures(c: Comparison) -> list[Figure]:
             "Parameters", format_count(c.student.parameters),
             _change(c.student.parameters - c.teacher.parameters),
         ),
-        *(Figure(r.lever.capitalize(), format_bytes(r.bytes), r.cost) for r in find_ladder(c) if r.lever == "patches"),
         Figure("Pooling", " ".join(f"÷{f}" for f in c.plan.factors), f"objective: {c.plan.objective}"),
     ]  # fmt: skip
 
@@ -205,6 +209,16 @@ def _stage_section(rows: Sequence[StageRow]) -> str:
     return section("Stages", about, table("Stages of teacher and student", head, body))
 
 
+def _ladder_section(c: Comparison) -> str:
+    rungs = find_ladder(c)
+    most = max(rung.bytes for rung in rungs) or 1
+    body = [[Cell(r.lever), Cell(format_bytes(r.bytes), r.bytes / most), Cell(r.cost)] for r in rungs]
+    for region in c.patches.regions if c.patches else ():
+        body.append([Cell(""), Cell(""), Cell(str(region))])
+    about = "From the teacher's peak down: what each lever leads to, and what it costs."
+    return section("Levers", about, table("Levers", ["Lever", "Peak", "Cost"], body, "words"))
+
+
 def _grids(row: StageRow) -> str:
     teacher, student = format_shape(row.teacher_grid), format_shape(row.student_grid)
     return teacher if teacher == student else f"{teacher} → {student}"
@@ -220,8 +234,11 @@ def _tap_section(c: Comparison) -> str:
 
 
 def _proof_section(c: Comparison) -> str:
-    plan = str(c.plan.certificate) if c.plan.certificate else "given, not searched for"
-    entries = [("Plan", plan), ("Teacher", describe_order(c.teacher)), ("Student", describe_order(c.student))]
+    entries = [
+        ("Plan", describe_proof(c.plan, c.patches)),
+        ("Teacher", describe_order(c.teacher)),
+        ("Student", describe_order(c.student)),
+    ]
     if c.plan.peak_bytes != c.student.peak_bytes:
         entries.append(("Promised", f"the plan had promised {format_bytes(c.plan.peak_bytes)}"))
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from redistill.internal.text import format_bytes, format_count, format_shape, format_share
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
+from redistill.planning.patches.plan import PatchPlan
+from redistill.planning.search import PoolingPlan
+from redistill.report.tiles import tile_of
 
 
 def describe_convention(convention: Convention) -> str:
@@ -13,10 +16,21 @@ def describe_convention(convention: Convention) -> str:
 
 
 def step_place(step: Step) -> str:
-    """Where an operation is: its module's path, with the node's name where that says more."""
-    if not step.module:
-        return step.node
-    return step.module if step.node == step.module.replace(".", "_") else f"{step.module} ({step.node})"
+    """Where an operation is: its module's path, with the node's name where that says more, and which tile it is.
+
+    >>> step_place(Step("features_0_tile2of12", "features.0", 0))
+    'features.0, tile 2 of 12'
+    """
+    tile = tile_of(step.node)
+    if tile is not None:
+        return f"{_node_place(tile.origin, step.module)}, {tile}"
+    return _node_place(step.node, step.module)
+
+
+def _node_place(node: str, module: str) -> str:
+    if not module:
+        return node
+    return module if node == module.replace(".", "_") else f"{module} ({node})"
 
 
 def buffer_place(buffer: Buffer) -> str:
@@ -79,3 +93,11 @@ def describe_order(profile: MemoryProfile) -> str:
         return f"the order is optimal: no order of these operations needs less than {bound}"
     excess = format_share(profile.peak_bytes - profile.lower_bound, profile.lower_bound)
     return f"{excess} above the lower bound of {bound} over all orders"
+
+
+def describe_proof(plan: PoolingPlan, patches: PatchPlan | None) -> str:
+    """Why no better plan fits, of what was searched for."""
+    proofs = [str(plan.certificate)] if plan.certificate else []
+    if patches is not None and patches.certificate:
+        proofs.append(f"patches: {patches.certificate}")
+    return "; ".join(proofs) or "given, not searched for"

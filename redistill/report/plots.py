@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,9 @@ from redistill.internal.files import write_atomically
 from redistill.internal.text import KIB, MIB, SMALLEST_MIB, format_bytes, format_shape, shorten
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.report.data import Comparison, align_steps, group_steps, runs, stage_of_steps, stage_rows
+from redistill.report.ladder import Rung, find_ladder
 from redistill.report.phrases import step_place
+from redistill.report.tiles import regions_of_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 SIZE = (1200, 500)  # pixels
 DPI = 100
 LONGEST_NAME = 18
+LONGEST_PLACE = 44
+COST_WIDTH = 34
 TEACHER, STUDENT, LIMIT = "#5B6B7F", "#E0762B", "#0B6E99"  # told apart by lightness too (Okabe and Ito's advice)
 INK, FAINT = "#1F2933", "#D5DAE0"
 
@@ -57,13 +62,42 @@ def plot(comparison: Comparison, path: str | os.PathLike[str], size: tuple[int, 
     c = comparison
     figure = make_figure(size)
     title = f"{c.title}  {c.input}: {c.ratio:.2f}x less peak activation memory ({c.convention} convention)"
-    draw_comparison(figure, figure.add_subplot(), c, title)
+    over_layers, beside = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    draw_comparison(figure, over_layers, c, title)
+    draw_ladder(beside, find_ladder(c), max(c.teacher.peak_bytes, c.student.peak_bytes))
     write_png(figure, path)
 
 
 def draw_comparison(figure: Figure, axes: Axes, comparison: Comparison, title: str, legend_above: bool = False) -> None:
     """Draw the memory of teacher and student over their layers into ``axes``; small ones want their legend above."""
     _draw(figure, axes, title, *outline(comparison), comparison.plan.limit, legend_above)
+
+
+def draw_ladder(axes: Axes, rungs: Sequence[Rung], largest: int) -> None:
+    """Draw each lever's peak as a rung beside the plot whose height ``axes`` shares, with what it costs."""
+    unit, _ = _unit(largest)
+    heights = [rung.bytes / unit for rung in rungs]
+    top = max(axes.get_ylim()[1], 1.08 * max(heights))
+    axes.set_ylim(0, top)
+    axes.set_xlim(0, 1)
+    axes.set_axis_off()
+    for rung, height, place in zip(rungs, heights, _spread(heights, 0.14 * top, top), strict=True):
+        axes.plot([0, 0.05, 0.13, 0.16], [height, height, place, place], color=INK, linewidth=1, clip_on=False)
+        axes.text(0.18, place, f"{format_bytes(rung.bytes)}  {rung.lever}", va="bottom", fontsize=9, color=INK)
+        cost = textwrap.fill(rung.cost, COST_WIDTH)
+        axes.text(0.18, place, cost, va="top", fontsize=8, color=TEACHER, linespacing=1.2)
+
+
+def _spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """Falling heights moved apart to at least ``gap``, within 0 and ``top``, none further than needed."""
+    places = list(heights)
+    for index in range(len(places)):
+        ceiling = places[index - 1] - gap if index else top - gap / 2
+        places[index] = min(places[index], ceiling)
+    for index in reversed(range(len(places))):
+        floor = places[index + 1] + gap if index + 1 < len(places) else gap / 2
+        places[index] = max(places[index], floor)
+    return places
 
 
 def outline(comparison: Comparison) -> tuple[tuple[Curve, Curve], list[Section]]:
@@ -129,11 +163,15 @@ def _curve(name: str, colour: str, profile: MemoryProfile, columns: Sequence[int
 def _stage_sections(c: Comparison, columns: Sequence[tuple[int | None, int | None]]) -> list[Section]:
     of_teacher, of_student = (stage_of_steps(p, c.stages) for p in (c.teacher, c.student))
     stages = [of_teacher[t] if t is not None else of_student[s or 0] for t, s in columns]
-    rows = stage_rows(c)
-    return [
-        Section(rows[stage].label, _grids(rows[stage].teacher_grid, rows[stage].student_grid), first, end)
-        for stage, first, end in runs(stages)
-    ]
+    regions = list(regions_of_steps(c.student.timeline))
+    rows, forms = stage_rows(c), [str(region.form) for region in c.patches.regions] if c.patches else []
+    keys = [(None, stage) if s is None else (regions[s], stage) for (_, s), stage in zip(columns, stages, strict=True)]
+    found = []
+    for region, first, end in runs([(-1, stage) if region is None else (region, 0) for region, stage in keys]):
+        row = rows[stages[first]]
+        detail = _grids(row.teacher_grid, row.student_grid) if region[0] < 0 else f"in {forms[region[0]]}"
+        found.append(Section(row.label, detail, first, end))
+    return found
 
 
 def _grids(teacher: Sequence[int], student: Sequence[int]) -> str:
@@ -152,7 +190,7 @@ def _draw(
     legend_above: bool = False,
 ) -> None:
     largest = max(max(curve.size) for curve in curves)
-    unit, sign = (MIB, "MiB") if largest >= SMALLEST_MIB * MIB else (KIB, "KiB")
+    unit, sign = _unit(largest)
     for curve in curves:
         _draw_curve(axes, curve, unit)
     if limit is not None:
@@ -163,6 +201,10 @@ def _draw(
         corner = {"loc": "lower right", "bbox_to_anchor": (1, 1)} if legend_above else {"loc": "upper right"}
         axes.legend(**corner, frameon=False, ncols=3, fontsize=10)
     _annotate_peaks(axes, curves, unit, limit or 0)
+
+
+def _unit(largest: float) -> tuple[int, str]:
+    return (MIB, "MiB") if largest >= SMALLEST_MIB * MIB else (KIB, "KiB")
 
 
 def _draw_curve(axes: Axes, curve: Curve, unit: int) -> None:
@@ -225,7 +267,7 @@ def _annotate_peaks(axes: Axes, curves: Sequence[Curve], unit: int, limit: int) 
         name = f"{curve.name}: " if len(curves) > 1 else ""
         axes.plot([x], [y], marker="o", markersize=5, color=curve.colour, markeredgecolor="white", zorder=5)
         axes.annotate(
-            f"{name}{format_bytes(curve.size[curve.peak])} at {curve.place}",
+            f"{name}{format_bytes(curve.size[curve.peak])} at {shorten(curve.place, LONGEST_PLACE)}",
             (x, max(y, limit / unit)), xytext=(8 if right else -8, 7), textcoords="offset points",
             ha="left" if right else "right", fontsize=10, color=INK, zorder=6,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},

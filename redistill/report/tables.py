@@ -18,6 +18,7 @@ from redistill.report.phrases import (
     describe_convention,
     describe_extra,
     describe_order,
+    describe_proof,
     describe_verdict,
     step_place,
 )
@@ -142,11 +143,10 @@ def _facts(c: Comparison) -> list[str]:
     macs, kept = f"{format_count(c.teacher.macs)} -> {format_count(c.student.macs)}", f"{100 * c.plan.macs_kept:.1f} %"
     red = format_count(red_macs(c.student))
     extra = describe_extra(c.patches.extra_macs if c.patches else 0)
-    certificate = str(c.plan.certificate) if c.plan.certificate else "given, not searched for"
     rows = [
         ["MACs", f"{macs}, {kept} kept, {red} in RED blocks{extra}"],
         ["Parameters", f"{format_count(c.teacher.parameters)} -> {format_count(c.student.parameters)}"],
-        ["Plan", f"{', '.join(map(str, c.plan.factors))}; {certificate}"],
+        ["Plan", f"{', '.join(map(str, c.plan.factors))}; {describe_proof(c.plan, c.patches)}"],
         ["Objective", c.plan.objective],
         ["Teacher", describe_order(c.teacher)],
         ["Student", describe_order(c.student)],
