@@ -26,7 +26,8 @@ SIZE = (1200, 500)  # pixels
 DPI = 100
 LONGEST_NAME = 18
 LONGEST_PLACE = 44
-COST_WIDTH = 34
+WIDE = 900  # pixels from which on the ladder has room beside the plot
+RUNG_WIDTH = 36
 TEACHER, STUDENT, LIMIT = "#5B6B7F", "#E0762B", "#0B6E99"  # told apart by lightness too (Okabe and Ito's advice)
 INK, FAINT = "#1F2933", "#D5DAE0"
 
@@ -56,15 +57,20 @@ class Section:
 def plot(comparison: Comparison, path: str | os.PathLike[str], size: tuple[int, int] = SIZE) -> None:
     """Write a PNG of ``size`` pixels: the memory of teacher and student over their layers, with stages and budget.
 
+    Beside it, where there is room, the ladder of levers.
+
     Raises:
         RedistillError: ``path`` cannot be written.
     """
     c = comparison
     figure = make_figure(size)
     title = f"{c.title}  {c.input}: {c.ratio:.2f}x less peak activation memory ({c.convention} convention)"
-    over_layers, beside = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
-    draw_comparison(figure, over_layers, c, title)
-    draw_ladder(beside, find_ladder(c), max(c.teacher.peak_bytes, c.student.peak_bytes))
+    if size[0] < WIDE:
+        draw_comparison(figure, figure.add_subplot(), c, title)
+    else:
+        over_layers, beside = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+        draw_comparison(figure, over_layers, c, title)
+        draw_ladder(beside, find_ladder(c), max(c.teacher.peak_bytes, c.student.peak_bytes))
     write_png(figure, path)
 
 
@@ -83,9 +89,10 @@ def draw_ladder(axes: Axes, rungs: Sequence[Rung], largest: int) -> None:
     axes.set_axis_off()
     for rung, height, place in zip(rungs, heights, _spread(heights, 0.14 * top, top), strict=True):
         axes.plot([0, 0.05, 0.13, 0.16], [height, height, place, place], color=INK, linewidth=1, clip_on=False)
-        axes.text(0.18, place, f"{format_bytes(rung.bytes)}  {rung.lever}", va="bottom", fontsize=9, color=INK)
-        cost = textwrap.fill(rung.cost, COST_WIDTH)
-        axes.text(0.18, place, cost, va="top", fontsize=8, color=TEACHER, linespacing=1.2)
+        lever = textwrap.fill(f"{format_bytes(rung.bytes)}  {rung.lever}", RUNG_WIDTH)
+        cost = textwrap.fill(rung.cost, RUNG_WIDTH)
+        axes.text(0.18, place, lever, va="bottom", fontsize=9, color=INK, in_layout=False)
+        axes.text(0.18, place, cost, va="top", fontsize=8, color=TEACHER, linespacing=1.2, in_layout=False)
 
 
 def _spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
