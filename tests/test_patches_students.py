@@ -229,7 +229,7 @@ def test_what_cannot_be_used_is_named(teacher: nn.Module, options: dict[str, obj
 
 def test_a_network_with_nothing_to_patch_says_why() -> None:
     model = nn.Sequential(nn.GroupNorm(1, 3), nn.GroupNorm(3, 3), nn.AdaptiveAvgPool2d(1))
-    with pytest.raises(InfeasibleBudgetError, match="nothing at its peak can be run in parts"):
+    with pytest.raises(InfeasibleBudgetError, match="nothing at its peak can be run in parts; pool as well"):
         transform(model, image(3, 1, 32), "2x", levers=("patches",))
 
 

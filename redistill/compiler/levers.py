@@ -200,6 +200,6 @@ def explain_patches(analysis: Analysis, request: Request, limit: int) -> str:
     best = best_patches(teacher_segmenter(analysis, request.max_extra_macs), limit)
     return (
         f"patches alone do not bring {analysis.name} within {format_bytes(limit)} ({analysis.convention}) at no more "
-        f"than +{100 * request.max_extra_macs:g} % MACs; {_best(analysis, best)}; allow more with max_extra_macs, or "
-        "pool as well: levers patches,pool"
+        f"than +{100 * request.max_extra_macs:g} % MACs; {_best(analysis, best)}; "
+        f"{'allow more with max_extra_macs, or ' if best.regions else ''}pool as well: levers patches,pool"
     )
