@@ -133,6 +133,26 @@ def test_a_search_ends_when_its_time_is_up(monkeypatch):
         redistill.transform(module.eval(), torch.randn(1, 3, 64, 64), "2x")
 
 
+class Queries(nn.Module):
+    """As many of the positions as there are, but no more than 200: at twice the size no more, at half fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.wide = nn.Sequential(layer(3, 16), layer(16, 16)), nn.Linear(16, 512)
+
+    def forward(self, x):
+        maps = self.body(x)
+        tokens = maps.flatten(2).transpose(1, 2)
+        order = tokens.sum(2).topk(min(200, tokens.shape[1]), 1).indices
+        return self.wide(tokens.gather(1, order[..., None].expand(-1, -1, 16))).relu().mean(1) + maps.mean((1, 2, 3))[:, None]
+
+
+def test_what_shrinks_otherwise_than_its_grid_is_found_by_carrying_the_least_plan_out():
+    student = redistill.transform(Queries().eval(), torch.zeros(1, 3, 64, 64), "2x", taps="none")
+    assert student.plan.peak_bytes <= student.teacher_profile.peak_bytes / 2
+    assert any("shrinks otherwise than its grids" in note for note in student.provenance.notes)
+
+
 def test_a_coarse_lattice_is_said():
     module = nn.Sequential(layer(3, 16, 1), layer(16, 16, 1), nn.Conv2d(16, 3, 3, padding=1)).eval()
     student = redistill.transform(module, torch.randn(1, 3, 64, 64), "2x", taps="none")

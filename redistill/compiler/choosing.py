@@ -34,6 +34,7 @@ from redistill.tracing.copying import clone
 
 MAX_ATTEMPTS = 64
 POOLED_DEEPEST = "no plan fits that keeps the deepest stage's grid; it is pooled as well"
+OTHERWISE = "the plan of least memory, which shrinks otherwise than its grids do: a milder one may fit too"
 COARSE = 1.75  # a student so many times smaller than was asked for is worth a note
 LISTED = 4  # stages that a refusal lists
 
@@ -76,7 +77,11 @@ def choose(analysis: Analysis, request: Request) -> Choice:
                 if not restore:
                     notes += (POOLED_DEEPEST,)
                 return replace(found, notes=notes)
-        raise InfeasibleBudgetError(explain(analysis, limit, failures))
+        by_stage, best = smallest(analysis, failures)
+        found = carry_out_within(analysis, by_stage, limit, request) if best.peak_bytes <= limit else None
+        if found is not None:
+            return replace(found, notes=(*found.notes, OTHERWISE))
+        raise InfeasibleBudgetError(explain(analysis, limit, failures, (by_stage, best)))
 
 
 def _coarseness(analysis: Analysis, found: Choice, limit: int) -> tuple[str, ...]:
@@ -242,10 +247,15 @@ def find_taps(analysis: Analysis, by_stage: Sequence[int], request: Request, gri
     return resolve_taps(request.taps, analysis.graph_module, by_stage, analysis.stages, grids)
 
 
-def explain(analysis: Analysis, limit: int, failures: Failures | None = None) -> str:
+def explain(
+    analysis: Analysis,
+    limit: int,
+    failures: Failures | None = None,
+    least: tuple[tuple[int, ...], MemoryProfile] | None = None,
+) -> str:
     """Why no plan fits: the best that can be had, what is alive at its peak, what may not shrink, and what failed."""
     failures = failures or Failures(analysis)
-    by_stage, best = smallest(analysis, failures)
+    by_stage, best = least or smallest(analysis, failures)
     alive = ", ".join(f"{b.module or b.node} {format_shape(b.shape)} {format_bytes(b.bytes)}" for b in best.live[:4])
     factors = ",".join(str(by_stage[s.index]) for s in analysis.stages.free)
     where = f"at factors {factors}" if any(f > 1 for f in by_stage) else "at the teacher's own grids"
