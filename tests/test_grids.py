@@ -398,6 +398,19 @@ def test_a_decode_by_the_sizes_of_pooled_maps_stays_right(side):
     assert torch.equal(student(image), module(image))  # what is left are the anchors
 
 
+def test_a_map_of_features_is_enlarged_by_repetition_and_keeps_its_weights():
+    module = nn.Sequential(layer(3, 32), nn.Conv2d(32, 32, 3, padding=1)).eval()
+    student = redistill.transform(module, torch.randn(1, 3, 40, 40), factors=(3,), taps="none").eval()
+    assert sum(p.numel() for p in student.parameters()) == sum(p.numel() for p in module.parameters())
+    found = student(torch.randn(1, 3, 40, 40))
+    assert found.shape == (1, 32, 20, 20)
+    assert torch.equal(found[..., 0::3, :-1:3], found[..., 0::3, 1::3])
+    picture = redistill.transform(
+        nn.Sequential(layer(3, 32), nn.Conv2d(32, 3, 1)), torch.randn(1, 3, 40, 40), factors=(2,), taps="none"
+    )
+    assert picture.get_submodule("1").out_channels == 12
+
+
 def test_odd_sides_are_met_by_cropping_what_the_tail_enlarged():
     class UNet(nn.Module):
         def __init__(self):

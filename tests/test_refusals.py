@@ -144,7 +144,10 @@ class Queries(nn.Module):
         maps = self.body(x)
         tokens = maps.flatten(2).transpose(1, 2)
         order = tokens.sum(2).topk(min(200, tokens.shape[1]), 1).indices
-        return self.wide(tokens.gather(1, order[..., None].expand(-1, -1, 16))).relu().mean(1) + maps.mean((1, 2, 3))[:, None]
+        return (
+            self.wide(tokens.gather(1, order[..., None].expand(-1, -1, 16))).relu().mean(1)
+            + maps.mean((1, 2, 3))[:, None]
+        )
 
 
 def test_what_shrinks_otherwise_than_its_grid_is_found_by_carrying_the_least_plan_out():

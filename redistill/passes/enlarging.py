@@ -39,6 +39,11 @@ def shuffle(times: Sequence[int]) -> nn.Module:
     return GridShuffle(times)
 
 
+def repeat(times: Sequence[int]) -> nn.Module:
+    """The module that enlarges each side so many times by repeating its cells."""
+    return nn.Upsample(scale_factor=tuple(float(t) for t in times), mode="nearest")
+
+
 def scale_size(size: Any, times: int, over: int, excess: int = 0) -> Any:
     """A size, or each of several, ``times`` over ``over``, rounded up as padded convolutions do, less ``excess``."""
     if isinstance(size, (tuple, list)):

@@ -15,13 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.nn.modules.conv import _ConvNd
 
 from redistill.errors import PlanError
 from redistill.internal.silence import quiet_logger
 from redistill.internal.text import format_shape
 from redistill.memory.recording import ShapeInterpreter
 from redistill.passes.checks import require_shapes
-from redistill.passes.enlarging import scale_size, shuffle
+from redistill.passes.enlarging import repeat, scale_size, shuffle
 from redistill.passes.geometry import Fit, UnreachableGridError, refit, widen
 from redistill.tracing.copying import shallow_copy
 from redistill.tracing.meta import Meta
@@ -37,8 +38,9 @@ class Restride:
 
     A convolution asked for a stride below 1 keeps to its input's grid and its output is enlarged: the tail of a
     denoiser or segmenter, which must return to the teacher's grid. It gets as many times its channels, which a pixel
-    shuffle lays out in space: no more memory than the output needs, and unlike plain upsampling able to fill in
-    detail. At first the copies of a channel are equal, which is nearest upsampling.
+    shuffle lays out in space, and unlike plain upsampling it is able to fill in detail. At first the copies of a
+    channel are equal, which is nearest upsampling. Maps of features (a pyramid's, no fewer channels than what they are
+    made of) stay so: as many times the weights would be the network's largest, and its peak.
     """
 
     strides: tuple[Fraction, ...]
@@ -149,10 +151,11 @@ class _Rewriter(ShapeInterpreter):
             times[axis] = _enlargement(own, axis, stride)
             strides[axis], target[axis] = stride * times[axis], -(-side // times[axis])
         fit = self._fit(node, own, strides, target)
-        changed = self._write(node, fit, math.prod(times))
+        features = _yields_features(module)
+        changed = self._write(node, fit, 1 if features else math.prod(times))
         last = self._crop(changed, fit.crop)
         if math.prod(times) > 1:
-            last = self._enlarge(last, node.name, times)
+            last = self._enlarge(last, node.name, repeat(times) if features else shuffle(times))
             sides = [0] * dims
             for axis, side in zip(order.axes, order.target, strict=True):
                 sides[axis] = -side % times[axis]
@@ -225,9 +228,9 @@ class _Rewriter(ShapeInterpreter):
                 kwargs[name] = copies
         node.kwargs = kwargs
 
-    def _enlarge(self, node: Node, name: str, times: Sequence[int]) -> Node:
+    def _enlarge(self, node: Node, name: str, enlarging: nn.Module) -> Node:
         path = self._free_path(f"{name}_upsampling")
-        self.graph_module.add_submodule(path, shuffle(times))
+        self.graph_module.add_submodule(path, enlarging)
         return self._append(node, lambda graph: graph.call_module(path, (node,)))
 
     def _crop(self, node: Node, excess: Sequence[int]) -> Node:
@@ -331,6 +334,11 @@ def _enlargement(own: Window, axis: int, stride: Fraction) -> int:
     if own.kind == "transposed" and 1 / stride > max(own.kernel[axis], own.stride[axis]):
         return int(1 / stride / own.stride[axis])
     return 1
+
+
+def _yields_features(module: nn.Module | None) -> bool:
+    """Whether a convolution has no fewer channels than it reads: a map for others to read, no picture, no classes."""
+    return isinstance(module, _ConvNd) and module.out_channels >= module.in_channels
 
 
 def _restep(node: Node, order: Restride) -> None:
