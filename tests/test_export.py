@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,8 @@ from redistill.export.calibration import calibration_batches
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import find_experiment
 from redistill.export.parity import relative_error
+from redistill.quantization import quantize
+from redistill.quantization.files import save_program
 from tests.trainers.small_networks import small_resnet
 
 pytest.importorskip("executorch")
@@ -32,6 +36,7 @@ pytest.importorskip("torchao")
 pytest.importorskip("onnxruntime")
 
 IMAGE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+SMALL = ("--set", "data.image_size=16")
 MAP = 16 * 16 * 4  # bytes of one channel
 
 
@@ -222,6 +227,22 @@ def test_int8_is_calibrated_on_the_students_own_data(student_folder, tmp_path, c
     assert pt2_format.read_metadata(out.read_bytes())["quantization"] == "int8"
 
 
+def test_int8_is_the_network_that_the_run_has_trained(student, student_folder, tmp_path, capsys):
+    run_folder, out = tmp_path / "run", tmp_path / "student.pt2"
+    shutil.copytree(student_folder, run_folder)
+    trained = copy.deepcopy(student)
+    with torch.no_grad():
+        trained.fc.bias.add_(1)
+    trained.save(run_folder / "int8" / "student")
+    program = quantize(trained, torch.randn(8, 1, 3, 16, 16), IMAGE)
+    save_program(program, IMAGE, run_folder / "student_int8.pt2")
+    arguments = ["--trust", str(run_folder), "--format", "pt2", "--quantize", "int8", "--output", str(out)]
+    assert run(main, [*arguments, "--samples", "4"]) == 0
+    assert torch.equal(pt2_format.run(out.read_bytes(), (IMAGE,))[0], program(IMAGE))
+    assert run(main, [*arguments, "--samples", "4", "--force", "--calibration", "digits/smoke.yaml", *SMALL]) == 0
+    assert relative_error(pt2_format.run(out.read_bytes(), (IMAGE,)), [student(IMAGE).detach()]) < 0.2  # rounded now
+
+
 def test_a_folder_of_images_is_prepared_as_the_students_own(student_folder, tmp_path):
     for name, size in (("one.png", (20, 20)), ("two.jpg", (40, 24))):
         (tmp_path / "deep").mkdir(exist_ok=True)
@@ -289,3 +310,11 @@ def test_tflite_in_the_interpreter_for_microcontrollers(student, tmp_path):
     assert exported.interpreter.activations >= exported.interpreter.live
     assert exported.interpreter.total == exported.interpreter.activations + exported.interpreter.persistent
     assert json.loads((tmp_path / "student.tflite.json").read_text()) == prepared(student).metadata
+
+
+def test_tflite_keeps_the_scales_and_needs_what_is_predicted(int8_student, tmp_path):
+    pytest.importorskip("litert_torch")
+    pytest.importorskip("tflite_micro")
+    exported = export(int8_student, tmp_path / "student.tflite", "tflite")
+    assert exported.parity.relative_error < 0.02
+    assert exported.interpreter.live == exported.interpreter.activations == int8_student.profile.peak_bytes

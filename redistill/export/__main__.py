@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ from redistill.export.rendering import render, to_json
 from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.models import example_inputs, load_model
 from redistill.models.specs import require_trust
+from redistill.quantization.files import load_program
 from redistill.student import Student, record_of
-from redistill.trainers.folder import find_student
+from redistill.trainers.folder import RunFolder, find_student
 
 EXAMPLES = """examples:
   redistill export runs/digits/smoke/student --format executorch-portable
@@ -67,7 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", nargs="?", const="-", metavar="FILE", help="the result as JSON, to a file or standard output"
     )
     group = parser.add_argument_group("int8")
-    group.add_argument("--quantize", choices=("int8",), help="round weights and activations after training")
+    group.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="the int8 network that the student's run has trained; where there is none, or with --calibration, weights "
+        "and activations are rounded now",
+    )
     group.add_argument(
         "--calibration",
         metavar="CONFIG|FOLDER",
@@ -93,23 +100,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{given.convention} is how PyTorch itself runs, not a file; give --convention deploy or arena"
         )
     folder = find_student(Path(given.student)) if given.student else None
+    experiment = find_experiment(folder, given.trust) if folder else None
+    program = _int8_network(folder) if folder and given.quantize and given.calibration is None else None
     output = Path(given.output or _default_name(folder, given) + chosen.suffix)
     check_writable(str(output), given.json)
     check_free(output, force=given.force)
-    model, inputs, about = _open_student(folder, given.trust) if folder else _open_model(given)
-    experiment = find_experiment(folder, given.trust) if folder else None
+    trained = program.student if program else folder
+    model, inputs, about = _open_student(trained, given.trust) if trained else _open_model(given)
     if experiment is not None:
         about |= describe_data(experiment.config.data)
     prepared = prepare(model, inputs, _convention(given, model), given.reorder, about)
     if given.quantize:
         images = calibration_batches(given.calibration, experiment, inputs[0], given.samples, given.set, given.trust)
-        prepared = make_int8(prepared, images, convert=not chosen.quantizes)
+        prepared = make_int8(prepared, images, load_program(program.path)[0] if program else None)
     exported = export(prepared, output, given.format, given.force)
     if given.json:
         write_json(to_json(exported, prepared, model), given.json)
     if given.json != "-":
         sys.stdout.write(render(exported, prepared, model) + "\n")
     return 0
+
+
+@dataclass(frozen=True)
+class Int8Network:
+    """The int8 network that a run has made, and the student whose weights it has."""
+
+    path: Path
+    student: Path
+
+
+def _int8_network(folder: Path) -> Int8Network | None:
+    """That of the run which a student's folder is in, if it made one."""
+    run = RunFolder(folder.absolute().parent)
+    if folder.absolute() != run.student.absolute() or not run.program.is_file():
+        return None
+    trained = run.int8.student
+    return Int8Network(run.program, trained if (trained / recipe.RECIPE).is_file() else folder)
 
 
 def _convention(given: argparse.Namespace, model: nn.Module) -> Convention:

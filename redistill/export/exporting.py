@@ -11,7 +11,7 @@ import torch
 
 from redistill.errors import ExportError
 from redistill.export.formats import Format, format_named
-from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, ROUNDING_BOUND, Parity, check_parity, relative_error
+from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, Parity, check_parity, relative_error
 from redistill.export.preparation import PreparedModel, tensors_of, trial_inputs
 from redistill.internal.files import write_atomically
 
@@ -34,8 +34,7 @@ class Exported:
         own_plans: the arenas that ExecuTorch plans by itself, in bytes.
         sidecar: the file of metadata, where the format cannot hold it.
         interpreter: what the interpreter for microcontrollers reserves, where that is the runtime.
-        quantization_error: of the int8 network against the float one, relative; None
-            for float files, and where the file itself was compared with the float network.
+        quantization_error: of the int8 network against the float one, relative; None for float files.
     """
 
     path: Path
@@ -66,7 +65,7 @@ def export(prepared: PreparedModel, path: str | Path, format: str = "executorch"
     target = Path(path)
     sidecar = target.with_suffix(f"{target.suffix}.json") if not chosen.holds_metadata else None
     check_free(target, sidecar, force=force)
-    check_quantized(chosen, bool(prepared.calibration))
+    check_quantized(chosen, prepared.int8 is not None)
     built = chosen.build(prepared)
     parity = compare(prepared, chosen, built.data)
     interpreter = chosen.inspect(built.data) if chosen.inspect is not None else None
@@ -106,7 +105,7 @@ def check_quantized(chosen: Format, quantized: bool) -> None:
 def compare(prepared: PreparedModel, chosen: Format, data: bytes) -> Parity:
     """Run the file in its own runtime beside what it was made of: the int8 network, or else the float one."""
     reference = prepared.reference if prepared.int8 is None else prepared.int8
-    bound = FLOAT_BOUND if not prepared.calibration else ROUNDING_BOUND if prepared.int8 is None else INT8_BOUND
+    bound = FLOAT_BOUND if prepared.int8 is None else INT8_BOUND
     trials = [(x,) for x in prepared.calibration[:INT8_TRIALS]] or trial_inputs(prepared.inputs)
     return check_parity(lambda inputs: chosen.run(data, inputs), reference, trials, bound, chosen.name)
 

@@ -35,7 +35,6 @@ class Format:
         needs: the packages it is built and run with, and the extra of redistill that brings them.
         holds_metadata: False where the metadata goes into a file beside it.
         quantized: whether it can hold an int8 network.
-        quantizes: whether it rounds to int8 by itself.
         inspect: asked for the interpreter's arena once parity has been found.
     """
 
@@ -48,7 +47,6 @@ class Format:
     extra: str = "export"
     holds_metadata: bool = True
     quantized: bool = True
-    quantizes: bool = False
     inspect: Callable[[bytes], InterpreterArena] | None = None
 
     def check_installed(self) -> None:
@@ -87,8 +85,7 @@ FORMATS = {
         Format(
             "tflite", ".tflite", "TensorFlow Lite, run in the interpreter for microcontrollers",
             lambda prepared: Built(tflite.build(prepared)), tflite.run,
-            ("litert_torch", "tflite_micro"), "tflm", holds_metadata=False, quantizes=True,
-            inspect=measure_arena,
+            ("litert_torch", "tflite_micro"), "tflm", holds_metadata=False, inspect=measure_arena,
         ),
     )
 }  # fmt: skip

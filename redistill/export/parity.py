@@ -16,8 +16,6 @@ FLOAT_BOUND = 1e-4
 """Float kernels of other runtimes sum in another order; measured are 1e-6 and less."""
 INT8_BOUND = 0.1
 """Integer kernels round ties and intermediate results otherwise: a few of the output's 255 steps."""
-ROUNDING_BOUND = 0.25
-"""An int8 file beside the float network: what rounding costs is for accuracy to tell, a broken file is far beyond."""
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 

@@ -21,12 +21,13 @@ from redistill.memory.profiling import profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.bake_convolutions import BakeConvolutionsPass
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
-from redistill.passes.patch import PatchPass
+from redistill.passes.patch import lay_patches
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.tracing.call import OverTensors, read_call
 from redistill.tracing.capture import capture
 from redistill.tracing.copying import clone
+from redistill.tracing.meta import Meta
 
 TRIALS = 2
 
@@ -38,16 +39,18 @@ class PreparedModel:
     Attributes:
         reference: the network as it was given, in eval mode, called with tensors: what every file is compared with.
         graph_module: its graph with batch norms folded, over its own copy of the weights.
+        whole: the same graph, before a student with patches is taken apart.
         inputs: the example inputs; their shapes are those of the file.
         convention: how its memory is predicted and, where the format has an arena, planned: ``deploy`` or ``arena``.
         record: the recorded graph.
         metadata: what the file says of itself.
         calibration: for an int8 file, the batches that its ranges are measured on, shaped like the example.
-        int8: the int8 network, where it is not the format that makes it.
+        int8: for an int8 file, the network that is in it.
     """
 
     reference: nn.Module
     graph_module: GraphModule
+    whole: GraphModule
     inputs: tuple[Tensor, ...]
     convention: Convention
     record: GraphRecord
@@ -103,10 +106,11 @@ def prepare(
     for rewrite in (StripGuardsPass(), BakeConvolutionsPass(), FoldBatchNormPass()):
         rewrite(folded)
     _shape_placeholders(folded, inputs)
-    patched = PatchPass("concat")(folded)  # a file's memory is planned by values: none is written into
-    if reorder and not (patched and patched.modified):
+    patched = any(Meta.PATCH in node.meta for node in folded.graph.nodes)
+    if reorder and not patched:
         ReorderPass(counted)(folded)
-    return PreparedModel(reference, folded, inputs, counted, record_graph(folded, inputs), dict(metadata or {}))
+    form = lay_patches(folded, "concat") if patched else folded  # memory is planned by values: none is written into
+    return PreparedModel(reference, form, folded, inputs, counted, record_graph(form, inputs), dict(metadata or {}))
 
 
 def _inference_copy(graph_module: GraphModule, name: str) -> GraphModule:
@@ -121,31 +125,38 @@ def _shape_placeholders(graph_module: GraphModule, inputs: Sequence[Tensor]) -> 
         node.meta.update(shape=tuple(x.shape), dtype=x.dtype)
 
 
-def make_int8(prepared: PreparedModel, calibration: Sequence[Tensor], convert: bool = True) -> PreparedModel:
-    """The prepared model as an int8 network, its ranges measured on ``calibration``; its memory is counted in int8 too.
+def make_int8(
+    prepared: PreparedModel, calibration: Sequence[Tensor], program: GraphModule | None = None
+) -> PreparedModel:
+    """The prepared model as an int8 network; its memory is counted in int8 too. Parts have the scales of their maps.
 
     Args:
         prepared: a float one.
-        calibration: batches shaped like its example.
-        convert: quantise here; False leaves that to a format which does it by itself.
+        calibration: batches shaped like its example, on which ranges are measured and files compared.
+        program: the int8 network of the same weights, run whole, where there is one already.
 
     Raises:
         QuantizationError: calibration data of another shape, or a network that cannot be quantised.
     """
     return replace(
         prepared,
-        int8=_quantize(prepared, calibration) if convert else None,
+        int8=_quantize(prepared, calibration, program),
         calibration=tuple(calibration),
         record=record_graph(prepared.graph_module, prepared.inputs, "int8"),
         metadata={**prepared.metadata, "quantization": "int8"},
     )
 
 
-def _quantize(prepared: PreparedModel, calibration: Sequence[Tensor]) -> GraphModule:
+def _quantize(prepared: PreparedModel, calibration: Sequence[Tensor], program: GraphModule | None) -> GraphModule:
     from redistill.quantization import quantize
+    from redistill.quantization.lowering import lower_to_aten
+    from redistill.quantization.parts import divide
 
     with quietly():
-        return quantize(prepared.graph_module, calibration, prepared.inputs)
+        whole = program or quantize(prepared.whole, calibration, prepared.inputs)
+        if prepared.whole is prepared.graph_module:
+            return whole
+        return divide(whole, lower_to_aten(prepared.graph_module, prepared.inputs))
 
 
 def trace_program(prepared: PreparedModel) -> ExportedProgram:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from redistill.export.exporting import Exported
+from redistill.export.microcontroller import InterpreterArena
 from redistill.export.preparation import PreparedModel
 from redistill.internal.text import format_bytes, format_shapes
-from redistill.memory.conventions import ARENA
+from redistill.memory.conventions import DEPLOY
 from redistill.student import Student, record_of
 
 
@@ -46,7 +48,7 @@ def to_json(exported: Exported, prepared: PreparedModel, model: nn.Module) -> di
 
 def _memory(prepared: PreparedModel, model: nn.Module) -> list[tuple[str, str]]:
     peak = prepared.profile.peak_bytes
-    kind = f"{prepared.convention}{', int8' if prepared.calibration else ''}"
+    kind = f"{prepared.convention}{', int8' if prepared.int8 is not None else ''}"
     lines = [("memory", f"{format_bytes(peak)} predicted ({kind}), {peak:,} bytes")]
     if isinstance(model, Student):
         teacher = record_of(model).teacher_profile
@@ -56,14 +58,28 @@ def _memory(prepared: PreparedModel, model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _interpreter(exported: Exported, prepared: PreparedModel) -> list[tuple[str, str]]:
-    arena, predicted = exported.interpreter, prepared.profile_under(ARENA).peak_bytes
+    """The arena, how its activations differ from those predicted, and what they are."""
+    arena = exported.interpreter
     assert arena is not None
-    alive = ", ".join(f"{name} {size:,}" for name, size in arena.alive)
+    alive = ", ".join(
+        f"{f'{count} x ' if count > 1 else ''}{name} {size:,}" for (name, size), count in Counter(arena.alive).items()
+    )
     return [
         ("arena", f"{arena.total:,} bytes, as the interpreter for microcontrollers reports it"),
-        ("", f"{arena.activations:,} for activations (predicted {predicted:,}), {arena.persistent:,} for its records"),
-        ("", f"{arena.live:,} alive at once in the converted graph: {alive}"),
+        ("", f"{arena.activations:,} for activations, {_explain(arena, prepared.profile_under(DEPLOY).peak_bytes)}"),
+        ("", f"{arena.persistent:,} for its records of tensors and operations"),
+        ("", f"alive at once: {alive}"),
     ]
+
+
+def _explain(arena: InterpreterArena, predicted: int) -> str:
+    differences = {
+        "copies with zeros around them": arena.zeros,
+        "maps beside those predicted": arena.live - arena.zeros - predicted,
+        "scratch and gaps": arena.activations - arena.live,
+    }
+    named = [f"{size:+,} {what}" for what, size in differences.items() if size]
+    return f"{predicted:,} predicted {' '.join(named)}" if named else "as predicted"
 
 
 def _compare(exported: Exported) -> str:

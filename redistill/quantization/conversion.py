@@ -9,6 +9,7 @@ from redistill.quantization.folding import bake
 
 DEQUANTIZE = "dequantize_per_tensor"
 QUANTIZE = "quantize_per_tensor"
+DEQUANTIZE_CHANNELS = "dequantize_per_channel"
 
 
 def convert(prepared: GraphModule) -> GraphModule:
@@ -28,12 +29,13 @@ def convert(prepared: GraphModule) -> GraphModule:
 
 def _drop_round_trip(node: Node) -> None:
     """Quantising what was just dequantised with the same scale is the value itself."""
-    if not _is(node, QUANTIZE):
+    if not is_operation(node, QUANTIZE):
         return
     source = node.all_input_nodes[0]
-    if _is(source, DEQUANTIZE) and source.args[1:] == node.args[1:]:
+    if is_operation(source, DEQUANTIZE) and source.args[1:] == node.args[1:]:
         node.replace_all_uses_with(source.all_input_nodes[0])
 
 
-def _is(node: Node, name: str) -> bool:
+def is_operation(node: Node, name: str) -> bool:
+    """Whether a node is the operation of that name, whatever its overload."""
     return node.op == "call_function" and getattr(node.target, "_opname", "") == name
