@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx.passes.infra.pass_base import PassBase
 from torch.fx.passes.infra.pass_manager import PassManager
 
+import redistill
 from redistill.errors import PlanError, RedistillError
 from redistill.models.red_block import REDBlock
 from redistill.passes.attach_taps import AttachTapsPass, TapOrder
@@ -262,3 +263,43 @@ def test_guards_are_stripped():
     assert StripGuardsPass()(graph_module).modified
     assert [n.name for n in graph_module.graph.nodes] == ["x", "relu", "output"]
     assert before > 3
+
+
+class Decoder(nn.Module):
+    """A stem, and a transposed convolution that returns to the grid of the image."""
+
+    def __init__(self, last, functional=False):
+        super().__init__()
+        self.stem, self.last, self.functional = nn.Conv2d(3, 8, 3, 2, 1), last, functional
+
+    def forward(self, x):
+        y = self.stem(x).relu()
+        if not self.functional:
+            return self.last(y)
+        given = self.last
+        return F.conv_transpose2d(y, given.weight, given.bias, given.stride, given.padding, given.output_padding)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("geometry", [(2, 2, 0, 0), (3, 2, 1, 1), (4, 2, 1, 0)])
+def test_a_transposed_tail_enlarges_by_a_longer_kernel(geometry, functional):
+    kernel, stride, padding, more = geometry
+    last = nn.ConvTranspose2d(8, 2, kernel, stride, padding, more)
+    network = Decoder(last, functional).eval()
+    x = torch.randn(1, 3, 32, 32)
+    student = redistill.transform(network, x, factors=[4], taps="none").eval()
+    with torch.no_grad():
+        stem = nn.Conv2d(3, 8, 3, 8, 1)
+        stem.load_state_dict(network.stem.state_dict())
+        expected = F.interpolate(last(stem(x).relu()), scale_factor=4)
+        assert torch.allclose(student(x)[..., 8:24, 8:24], expected[..., 8:24, 8:24], atol=1e-6)
+    if not functional:  # whose longer weights are made as it runs
+        assert student.plan.peak_bytes == 4 * (3 * 32 * 32 + 8 * 4 * 4)
+
+
+def test_a_pixel_shuffle_at_the_tail_is_part_of_the_plan():
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2, 1), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(64, 8, 1)
+    ).eval()
+    student = redistill.transform(network, torch.randn(1, 3, 32, 32), "2x", taps="none")
+    assert student.plan.certificate.excluded == 0

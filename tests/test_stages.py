@@ -155,3 +155,28 @@ def test_a_layout_by_the_sizes_of_another_stage_does_not_tie_them():
     student = redistill.transform(SizesBefore().eval(), x, "2x", taps="none")
     assert student.plan.factors == (2, 1, 1)
     assert student(torch.randn(2, 3, 64, 48)).shape == (2, 2)
+
+
+class ConstantSizes(nn.Module):
+    """Maps of several grids brought to one of constant size, a global context among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1)
+        self.context, self.up = nn.AdaptiveAvgPool2d(2), nn.Upsample((8, 8))
+        self.head = nn.Linear(48, 2)
+
+    def forward(self, x):
+        fine = self.first(x).relu()
+        coarse = self.second(fine).relu()
+        brought = F.interpolate(fine, size=(8, 8), mode="bilinear")
+        return self.head(torch.cat((coarse, brought, self.up(self.context(coarse))), 1).mean((2, 3)))
+
+
+def test_a_constant_size_is_scaled_with_the_grid_that_it_is_brought_to():
+    x = torch.randn(1, 3, 32, 32)
+    network = ConstantSizes().eval()
+    assert [stage.fixed for stage in stages_of(network, x.shape).free] == [None, None]
+    student = redistill.transform(network, x, factors=[2, 2], taps="none")
+    assert student.get_submodule("up").size == (4, 4)
+    assert student(x).shape == (1, 2)

@@ -286,7 +286,10 @@ def smallest(analysis: Analysis, failures: Failures | None = None) -> tuple[tupl
             break
         by_stage = problem.factors(solution.plan)
         try:
-            return by_stage, rewrite(analysis, by_stage, ()).profile
+            found = rewrite(analysis, by_stage, ()).profile
+            if found.peak_bytes < analysis.profile.peak_bytes:
+                return by_stage, found
+            break
         except PlanError as error:
             failures.note(error, by_stage)
             problem = replace(problem, excluded=problem.excluded | {solution.plan})

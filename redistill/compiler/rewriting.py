@@ -160,6 +160,10 @@ def annotate(
         )
         if sizes:
             nodes[node].meta[Meta.RESTRIDE] = Resize(sizes=sizes)
+    for node in analysis.stages.resized:
+        factor = by_stage[analysis.stages.stage_of[node]]
+        if factor > 1:
+            nodes[node].meta[Meta.RESTRIDE] = Resize(Fraction(factor))
     for node in graph_module.graph.nodes:
         pools = Meta.REDUCES_INPUT in node.meta
         if pools and Meta.RESTRIDE not in node.meta:  # an image that keeps its size needs no pool

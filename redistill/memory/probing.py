@@ -1,7 +1,8 @@
 """Probing: a graph recorded at another size than its own, also past what fixes its size.
 
 A position embedding, a table of biases, a view by constants take one size only. There the probe goes on with the shape
-that would have come had what is fixed grown as well, so that the grids behind it are seen to be grids.
+that would have come had what is fixed grown as well, so that the grids behind it are seen to be grids. A resize to a
+constant size is one to as large a part of the image.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.fx.node import map_arg
 
 from redistill.memory.recording import GraphRecord, Recorder, RecordingInterpreter, Shape, record
 from redistill.tracing.operators import name_of
+from redistill.tracing.windows import constant_size
 
 _VIEWS = ("view", "reshape", "unflatten")
 
@@ -48,8 +50,17 @@ class _ProbingInterpreter(RecordingInterpreter):
         super().__init__(modules, graph, recorder)
         self.known = known
         self.blocked: dict[str, str] = {}
+        self.growth = 1
 
     def call(self, n: Node) -> Any:
+        """Run the node, or tell its value."""
+        size = constant_size(n, self.modules.get(str(n.target)) if n.op == "call_module" else None)
+        if size is not None:
+            return self._resized(n, size)
+        if n.op == "placeholder":
+            value = super().call(n)
+            self.growth = max([self.growth, *(longer // side for side, longer in self._grown_sides(n, value))])
+            return value
         try:
             return super().call(n)
         except Exception as error:
@@ -73,9 +84,20 @@ class _ProbingInterpreter(RecordingInterpreter):
         args, kwargs = map_arg((node.args, node.kwargs), value)
         return getattr(self, node.op)(node.target, args, kwargs)
 
-    def _grown_sides(self, source: Node) -> Iterator[tuple[int, int]]:
+    def _resized(self, node: Node, size: Sequence[int]) -> Tensor:
+        """A map at a constant size, which grows along the axes that grew, or along all where none did."""
+        source: Tensor = self.env[node.all_input_nodes[0]]
+        known = self.known.values[node.all_input_nodes[0].name]
+        pairs = list(zip(known[-len(size) :], source.shape[-len(size) :], strict=True))
+        fixed = all(small == large for small, large in pairs)
+        grown = [
+            s * self.growth if fixed or small != large else s for s, (small, large) in zip(size, pairs, strict=True)
+        ]
+        return source.new_empty([*source.shape[: -len(size)], *grown])
+
+    def _grown_sides(self, source: Node, value: Any = None) -> Iterator[tuple[int, int]]:
         """The sides of a tensor that are longer than they are known to be, and how long they are."""
-        known, value = self.known.values[source.name], self.env[source]
+        known, value = self.known.values[source.name], self.env[source] if value is None else value
         if isinstance(known, Shape) and isinstance(value, Tensor):
             yield from ((k, v) for k, v in zip(known, value.shape, strict=True) if v != k)
 

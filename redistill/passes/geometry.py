@@ -115,17 +115,48 @@ def _assemble(window: Window, axes: Sequence[_Axis]) -> Window:
     )
 
 
-def widen(module: nn.Module, times: int, output_axis: int = 0) -> nn.Module:
+def widen(module: nn.Module, times: int) -> nn.Module:
     """A copy with ``times`` copies of each output channel side by side: shuffled into space they enlarge its output."""
-    module = without_parametrizations(module)
-    widened: Any = copy.copy(module)
-    widened._parameters = dict(widened._parameters)
+    widened = _with_repeated(module, [("weight", 0, times), ("bias", 0, times)])
     widened.out_channels *= times
-    for name, value in module._parameters.items():
-        if value is not None:
-            axis = output_axis if value.dim() > 1 else 0
-            widened._parameters[name] = nn.Parameter(value.detach().repeat_interleave(times, axis), value.requires_grad)
     return widened  # type: ignore[no-any-return]
+
+
+def stretch(module: nn.Module, times: Sequence[int]) -> nn.Module:
+    """A copy of a transposed convolution with each cell of its kernel so many times: its output enlarged, by nearest.
+
+    What :func:`stretched` says of its window must be written into it.
+    """
+    longer = _with_repeated(module, [("weight", axis + 2, count) for axis, count in enumerate(times)])
+    longer.kernel_size = tuple(longer.weight.shape[2:])
+    return longer  # type: ignore[no-any-return]
+
+
+def stretched(window: Window, times: Sequence[int]) -> Window:
+    """The window of a transposed convolution that lays out each cell so many times."""
+
+    def longer(sides: Sides) -> Sides:
+        return tuple(side * count for side, count in zip(sides, times, strict=True))
+
+    return replace(
+        window,
+        kernel=longer(window.kernel),
+        stride=longer(window.stride),
+        padding=longer(window.padding),
+        output_padding=longer(window.output_padding),
+    )
+
+
+def _with_repeated(module: nn.Module, repeats: Sequence[tuple[str, int, int]]) -> Any:
+    """A copy of a module with weights of its own, repeated along an axis so many times."""
+    module = without_parametrizations(module)
+    found: Any = copy.copy(module)
+    found._parameters = dict(found._parameters)
+    for name, axis, count in repeats:
+        value = found._parameters[name]
+        if value is not None:
+            found._parameters[name] = nn.Parameter(value.detach().repeat_interleave(count, axis), value.requires_grad)
+    return found
 
 
 def _fit_convolution(axis: _Axis, _: Window, stride: Fraction, source: int, target: int) -> tuple[_Axis, int]:

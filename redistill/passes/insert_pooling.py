@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
-from torch.nn.modules.conv import _ConvNd
 
 from redistill.errors import PlanError
 from redistill.internal.silence import quiet_logger
@@ -23,11 +22,19 @@ from redistill.internal.text import format_shape
 from redistill.memory.recording import ShapeInterpreter
 from redistill.passes.checks import require_shapes
 from redistill.passes.enlarging import repeat, scale_size, shuffle
-from redistill.passes.geometry import Fit, UnreachableGridError, refit, widen
+from redistill.passes.geometry import Fit, UnreachableGridError, refit, stretch, stretched, widen
 from redistill.tracing.copying import shallow_copy
 from redistill.tracing.meta import Meta
-from redistill.tracing.operators import name_of, slices_of
-from redistill.tracing.windows import Sides, Window, read_window, sliding_kind, with_own_padding, write_window
+from redistill.tracing.operators import name_of, slices_of, yields_features
+from redistill.tracing.windows import (
+    Sides,
+    Window,
+    constant_size,
+    read_window,
+    sliding_kind,
+    with_own_padding,
+    write_window,
+)
 
 CARRIES = "carries"  # key in node.meta: the node whose map this one holds, enlarged or cropped
 
@@ -40,7 +47,8 @@ class Restride:
     denoiser or segmenter, which must return to the teacher's grid. It gets as many times its channels, which a pixel
     shuffle lays out in space, and unlike plain upsampling it is able to fill in detail. At first the copies of a
     channel are equal, which is nearest upsampling. Maps of features (a pyramid's, no fewer channels than what they are
-    made of) stay so: as many times the weights would be the network's largest, and its peak.
+    made of) stay so: as many times the weights would be the network's largest, and its peak. A transposed convolution
+    does the same by a longer kernel.
     """
 
     strides: tuple[Fraction, ...]
@@ -53,7 +61,7 @@ class Resize:
     """What a plan asks of an operation that is told sizes: each of them over its ratio.
 
     ``sizes`` names the nodes, each with its own ratio and the size it must become (None: as it is rounded up); by
-    default all that are read beside the first input, over ``ratio``.
+    default all that are read beside the first input, over ``ratio``, or a size that is a constant.
     """
 
     ratio: Fraction = Fraction(1)
@@ -143,15 +151,17 @@ class _Rewriter(ShapeInterpreter):
         """New strides and paddings for a convolution or pool, and what enlarges and crops its output."""
         module = self._module(node)
         own = read_window(node, module, lambda weight: self.env[weight].shape[2:])
+        if own.kind == "transposed":
+            own = self._stretch(node, own, order)
         dims = len(own.stride)
         strides: list[Fraction] = [Fraction(s) for s in own.stride]
         times = [1] * dims
         target: list[int | None] = [None] * dims
         for axis, stride, side in zip(order.axes, order.strides, order.target, strict=True):
-            times[axis] = _enlargement(own, axis, stride)
+            times[axis] = _enlargement(own, stride)
             strides[axis], target[axis] = stride * times[axis], -(-side // times[axis])
         fit = self._fit(node, own, strides, target)
-        features = _yields_features(module)
+        features = yields_features(module)
         changed = self._write(node, fit, 1 if features else math.prod(times))
         last = self._crop(changed, fit.crop)
         if math.prod(times) > 1:
@@ -160,6 +170,35 @@ class _Rewriter(ShapeInterpreter):
             for axis, side in zip(order.axes, order.target, strict=True):
                 sides[axis] = -side % times[axis]
             self._crop(last, sides)
+
+    def _stretch(self, node: Node, own: Window, order: Restride) -> Window:
+        """Let a transposed convolution lay out each of its cells several times, where its kernel would leave gaps."""
+        times = [1] * len(own.stride)
+        for axis, stride in zip(order.axes, order.strides, strict=True):
+            if 1 / stride > max(own.kernel[axis], own.stride[axis]):
+                times[axis] = int(1 / stride / own.stride[axis])
+        if math.prod(times) == 1:
+            return own
+        if set(own.dilation) != {1}:
+            raise MisfitError(node, "a dilated transposed convolution cannot reach a finer grid")
+        module = self._module(node)
+        if module is None:
+            self._stretch_function(node, times)
+        else:
+            with unset_fake_temporarily():  # new weights are real ones
+                self._set_module(node, stretch(module, times))
+        return stretched(own, times)
+
+    def _stretch_function(self, node: Node, times: Sequence[int]) -> None:
+        weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+        assert isinstance(weight, Node), "its kernel was read from a node"
+        source = weight
+        with node.graph.inserting_before(node):
+            for axis, count in enumerate(times):
+                longer = node.graph.call_function(torch.repeat_interleave, (weight, count, axis + 2))
+                self.env[longer] = torch.repeat_interleave(self.env[weight], count, axis + 2)
+                weight = longer
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: weight if n is source else n)
 
     def _fit(self, node: Node, own: Window, strides: Sequence[Fraction], target: Sequence[int | None]) -> Fit:
         """The fit; a class that pads by itself keeps its own padding if that leads to the grid wanted."""
@@ -207,24 +246,23 @@ class _Rewriter(ShapeInterpreter):
             self._set_module(node, nn.Identity())
             return node
         module = write_window(node, self._module(node), fit.window)
-        transposed = fit.window.kind == "transposed"
         if module is None:
             if times > 1:
-                self._widen_function(node, times, int(transposed))
+                self._widen_function(node, times)
             return node
         with unset_fake_temporarily():  # new weights are real ones
-            self._set_module(node, module if times == 1 else widen(module, times, int(transposed)))
+            self._set_module(node, module if times == 1 else widen(module, times))
         return node
 
-    def _widen_function(self, node: Node, times: int, output_axis: int) -> None:
+    def _widen_function(self, node: Node, times: int) -> None:
         """Let a functional convolution read each of its output channels so many times."""
         kwargs = dict(node.kwargs)
-        for name, axis in (("weight", output_axis), ("bias", 0)):
+        for name in ("weight", "bias"):
             own = kwargs.get(name)
             if isinstance(own, Node):
                 with node.graph.inserting_before(node):
-                    copies = node.graph.call_function(torch.repeat_interleave, (own, times, axis))
-                self.env[copies] = torch.repeat_interleave(self.env[own], times, axis)
+                    copies = node.graph.call_function(torch.repeat_interleave, (own, times, 0))
+                self.env[copies] = torch.repeat_interleave(self.env[own], times, 0)
                 kwargs[name] = copies
         node.kwargs = kwargs
 
@@ -293,7 +331,12 @@ class _Rewriter(ShapeInterpreter):
         self._crop(node, excess)
 
     def _resize(self, node: Node, order: Resize) -> None:
-        """Scale every size the node is told: whatever it reads beside its first input."""
+        """Scale every size the node is told: whatever it reads beside its first input, or the constant it holds."""
+        size = constant_size(node, self._module(node))
+        if size is not None:
+            over, times = order.ratio.as_integer_ratio()
+            self._bring_to(node, scale_size(size, times, over))
+            return
         sizes = order.sizes or tuple((n.name, order.ratio, None) for n in node.all_input_nodes[1:])
         told = {name: (ratio, wanted) for name, ratio, wanted in sizes}
 
@@ -312,6 +355,18 @@ class _Rewriter(ShapeInterpreter):
         args, kwargs = map_arg((node.args, node.kwargs), scaled)
         node.args, node.kwargs = args, kwargs
 
+    def _bring_to(self, node: Node, size: Sides) -> None:
+        module = self._module(node)
+        if module is None:
+            node.args, node.kwargs = (
+                (node.args[0], size, *node.args[2:]),
+                {k: v for k, v in node.kwargs.items() if k != "size"},
+            )
+        else:
+            brought: Any = shallow_copy(module)
+            brought.size = size
+            self._set_module(node, brought)
+
     def _append(self, node: Node, create: Callable[[Graph], Node]) -> Node:
         """Insert a node after ``node`` that takes over its users."""
         with node.graph.inserting_after(node):
@@ -327,18 +382,9 @@ def carriers(graph_module: GraphModule) -> dict[str, Node]:
     return {node.meta.get(CARRIES, node.name): node for node in graph_module.graph.nodes}
 
 
-def _enlargement(own: Window, axis: int, stride: Fraction) -> int:
+def _enlargement(own: Window, stride: Fraction) -> int:
     """How many times the output must be enlarged, for the window itself cannot: a finer grid than its own stride's."""
-    if own.kind == "convolution":
-        return stride.denominator
-    if own.kind == "transposed" and 1 / stride > max(own.kernel[axis], own.stride[axis]):
-        return int(1 / stride / own.stride[axis])
-    return 1
-
-
-def _yields_features(module: nn.Module | None) -> bool:
-    """Whether a convolution has no fewer channels than it reads: a map for others to read, no picture, no classes."""
-    return isinstance(module, _ConvNd) and module.out_channels >= module.in_channels
+    return stride.denominator if own.kind == "convolution" else 1
 
 
 def _restep(node: Node, order: Restride) -> None:

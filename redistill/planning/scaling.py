@@ -36,7 +36,13 @@ class ScalingModel:
         if self.convention.counts_transients:
             self._add_transients(constant, usage)
         taps = tuple(self._tap_rows(c, side, crossings) for c in crossings for side in SIDES)
-        return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), taps)
+        shuffles = tuple(
+            self._shuffle_rows(t)
+            for t in self.stages.transitions
+            if t.operator == "convolution" and not t.yields_features
+        )
+        rows = tuple(r for r in (*shuffles, *taps) if r.active.any())
+        return PlanningProblem(self.choices, constant, usage, self._macs(), self._legal(), rows)
 
     def _rows(self, buffers: Sequence[Buffer]) -> tuple[np.ndarray, tuple[Matrix, ...]]:
         # What no factor changes is kept apart, in ``constant``: a buffer of no stage (weights' products, the head's
@@ -104,6 +110,23 @@ class ScalingModel:
             key = (t.source, t.target)
             tables[key] = tables[key] & table if key in tables else table
         return tables
+
+    def _shuffle_rows(self, transition: Transition) -> ConditionalRows:
+        """While a tail's map is enlarged: what outlives the tail, and the map once more, before it is (see passes)."""
+        step = self.step_of[transition.node]
+        constant, usage = self._rows([b for b in self.buffers if b.born <= step < b.dies])
+        rows = [u[:, step : step + 1].copy() for u in usage]
+        operation = self.stages.record.operations[step]
+        made = sum(self.stages.record.storages[i].bytes for i in operation.creates)
+        sides = [operation.shape[axis] for axis in transition.axes]
+        rows[transition.target] += _whole(made * self._shares(transition.target, sides))[:, None]
+        rows[0] += constant[step]
+        enlarges = [
+            [any(s.denominator > 1 for s in transition.student_strides(x, y)) for y in self.choices[transition.target]]
+            for x in self.choices[transition.source]
+        ]
+        source, target = transition.source, transition.target
+        return ConditionalRows(transition.node, source, target, np.array(enlarges), tuple(rows))
 
     def _tap_rows(self, crossing: Crossing, side: str, crossings: Sequence[Crossing]) -> ConditionalRows:
         """While a RED block runs: what outlives the tapped node, and what the block needs beside it."""

@@ -28,7 +28,7 @@ Forbidden = frozenset[tuple[tuple[int, int], ...]]  # choices (stage, index) tha
 
 @dataclass(frozen=True)
 class ConditionalRows:
-    """Steps that exist only for some pairs of factors: a tap is needed only where the student changes its grid."""
+    """Steps that exist only for some pairs of factors: a tap where the student changes its grid, a tail's shuffle."""
 
     name: str
     source: int

@@ -26,7 +26,7 @@ from redistill.planning.tails import find_tails
 from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.meta import Meta
-from redistill.tracing.windows import sliding_kind
+from redistill.tracing.windows import constant_size, sliding_kind
 
 Grid = tuple[int, ...]
 
@@ -75,7 +75,8 @@ class Transition:
     """An operation that moves from one stage to another.
 
     ``strides`` are input side over output side (1/2 upsamples) for each of ``axes``, the axes of its output that are
-    sides of the grid, counted from the end; ``size_stage`` is the stage that a resize is told its size by.
+    sides of the grid, counted from the end; ``size_stage`` is the stage that a resize is told its size by;
+    ``yields_features`` says that a convolution makes a map for others to read.
     """
 
     node: str
@@ -87,6 +88,7 @@ class Transition:
     operator: str  # convolution, pool, transposed, slice, interpolate, resize
     axes: Axes = (-2, -1)
     size_stage: int | None = None
+    yields_features: bool = False
 
     @property
     def stride(self) -> Fraction:
@@ -114,6 +116,7 @@ class StageGraph:
     stage_of: dict[str, int] = field(repr=False)
     shared: tuple[str, ...] = ()  # modules called at several places, which share their factors
     told: tuple[tuple[str, str], ...] = ()  # nodes that lay out a map, and a size of another stage by which they do
+    resized: tuple[str, ...] = ()  # nodes that bring a map to a constant size
 
     @property
     def grown(self) -> GraphRecord:
@@ -157,6 +160,7 @@ class _Partition:
         self.shared: list[str] = []
         self.told: list[tuple[Node, Node]] = []  # a node, and a size of another stage that it is told
         self.laid_out: list[tuple[Node, list[Node]]] = []  # a map made of sizes alone, and these
+        self.resized: list[Node] = []
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -224,6 +228,9 @@ class _Partition:
         # still image (normalised, padded, cut): the first operation that slides over it is a stem, whatever its
         # stride.
         self._unite(node, [])
+        if constant_size(node, self._module(node)) is not None:
+            self.resized.append(node)
+            return
         operator = self._transition_operator(node)
         if self._stays_raw(node, sources):
             self.raw.add(node)
@@ -348,14 +355,15 @@ class _Partition:
             Transition(
                 n.name, operators.module_path(n), kind, stage_of[s.name], stage_of[n.name],
                 self.growth.strides(s.name, n.name), op, self.growth.axes(n.name),
-                None if size is None else stage_of[size.name],
+                None if size is None else stage_of[size.name], operators.yields_features(self._module(n)),
             )
             for n, s, kind, op, size in self.crossings
             if stage_of[s.name] != stage_of[n.name] or op == "resize"
         )  # fmt: skip
         stages = tuple(self._stage(i, nodes, stage_of, transitions) for i, nodes in enumerate(members))
         told = tuple((node.name, size.name) for node, size in self.told)
-        return StageGraph(stages, transitions, self.record, self.growth, stage_of, tuple(self.shared), told)
+        resized = tuple(node.name for node in self.resized)
+        return StageGraph(stages, transitions, self.record, self.growth, stage_of, tuple(self.shared), told, resized)
 
     def _stage(
         self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]

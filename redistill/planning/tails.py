@@ -54,11 +54,11 @@ class _Finder:
 
     def _is_convolution(self, node: Node) -> bool:
         """A convolution over a grid; one over a list of positions, as decoders of boxes have it, is none."""
-        return self._kind(node) == "convolution" and bool(self.growth.axes(node.name))
+        return self._kind(node) in _CONVOLUTIONS and bool(self.growth.axes(node.name))
 
     def _stays_on_its_grid(self, node: Node) -> bool:
         kind = self._kind(node)
-        flat = kind == "convolution" and not self.growth.axes(node.name)
+        flat = kind in _CONVOLUTIONS and not self.growth.axes(node.name)
         return (kind is None or flat) and not self._resizes(node)
 
     def _module(self, node: Node) -> nn.Module | None:
@@ -73,6 +73,7 @@ class _Finder:
 
 
 RESIZES = ("interpolate", "upsample")
+_CONVOLUTIONS = ("convolution", "transposed")
 
 
 def _name(node: Node) -> str:

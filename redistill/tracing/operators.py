@@ -88,6 +88,11 @@ def is_convolution(module: nn.Module | None) -> bool:
     return isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
 
 
+def yields_features(module: nn.Module | None) -> bool:
+    """Whether a convolution has no fewer channels than it reads: a map for others to read, no picture, no classes."""
+    return isinstance(module, _ConvNd) and module.out_channels >= module.in_channels
+
+
 def is_pool(module: nn.Module | None) -> bool:
     """Pools with a kernel and a stride."""
     return isinstance(module, (nn.MaxPool2d, nn.AvgPool2d))

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AvgPoolNd, _LPPoolNd, _MaxPoolNd
 
 from redistill.tracing.copying import shallow_copy
+from redistill.tracing.meta import Meta
 from redistill.tracing.operators import name_of
 
 Sides = tuple[int, ...]
@@ -111,6 +112,19 @@ def write_window(node: Node, module: nn.Module | None, window: Window) -> nn.Mod
 def with_own_padding(window: Window, own: Window) -> Window:
     """``window`` with the padding that the operation itself has."""
     return replace(window, padding=own.padding)
+
+
+def constant_size(node: Node, module: nn.Module | None) -> Sides | None:
+    """The size that a resize brings any map to, if it is a constant; None for all else."""
+    size: Any
+    if isinstance(module, nn.Upsample):
+        size = module.size
+    elif node.op == "call_function" and name_of(node) in ("interpolate", "upsample"):
+        size = node.kwargs.get("size", node.args[1] if len(node.args) > 1 else None)
+    else:
+        return None
+    sides = _sides(size, len(node.meta[Meta.SHAPE]) - 2) if isinstance(size, (int, tuple, list)) else ()
+    return sides if sides and all(isinstance(side, int) for side in sides) else None
 
 
 def _values(window: Window) -> dict[str, Any]:
