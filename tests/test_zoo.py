@@ -6,7 +6,7 @@ import torch
 import redistill
 from redistill.errors import ModelError
 from redistill.evidence.zoo import catalogue, isolation
-from redistill.evidence.zoo.results import Results, Row, listing, summary
+from redistill.evidence.zoo.results import Results, Row, listing, refusals, summary
 from redistill.evidence.zoo.trial import try_network
 
 A_MINUTE = isolation.Limits(60, 32 * 2**30)
@@ -66,8 +66,44 @@ def test_rows_are_kept_and_found_again_after_a_cut_line(tmp_path):
         file.write('{"library": "timm", "netw')
     rows = list(Results(tmp_path).rows.values())
     assert [row.network for row in rows] == ["a", "b"]
-    assert "of 2 networks with convolutions 1 are verified" in str(summary(rows))
+    assert "of 1 networks with convolutions beyond a patch embedding 1 are verified (100.0%): 1 at 2x" in str(
+        summary(rows)
+    )
     assert "so / it is" in str(listing(rows))
+
+
+REASONS = {
+    "only the data decide what it does": "Peaks cannot be traced: how much nonzero yields depends on the data",
+    "a position embedding, a table or a view by constants fixes the grid": "x cannot be pooled, for it is the input; "
+    "stem cannot be pooled, for add (stem) needs this very size; 2 plans did not hold when carried out",
+    "no plan fits its windows": "x cannot be pooled, for it is the input; 2 plans did not hold when carried out",
+    "the input or an output is the peak": "x cannot be pooled, for it is the input",
+    "another reason": "AssertionError",
+}
+
+
+def test_refusals_are_told_apart_by_their_reasons():
+    rows = [Row("timm", f"n{i}", "refused", convolutions=i, reason=text) for i, text in enumerate(REASONS.values())]
+    table = refusals([*rows, Row("timm", "fine", "verified")])
+    assert {(reason, count, names) for reason, count, _, names in table.rows} == {
+        (reason, "1", f"n{i}") for i, reason in enumerate(REASONS)
+    }
+    assert sum(int(row[2]) for row in table.rows) == 3
+
+
+class Peaks(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        conv, relu = torch.nn.Conv2d, torch.nn.ReLU
+        self.body = torch.nn.Sequential(conv(3, 16, 3, 2, 1), relu(), conv(16, 16, 3, 2, 1), relu(), conv(16, 1, 1))
+
+    def forward(self, image):
+        return self.body(image).sigmoid().gt(0.5).nonzero()
+
+
+def test_a_network_whose_end_only_the_data_decide_is_tried_up_to_there():
+    row = Row(**try_network(catalogue.Entry("kornia", "tests.test_zoo:Peaks", "1x3x32x32")))
+    assert (row.outcome, row.part) == ("verified", "body")
 
 
 class Tokens(torch.nn.Module):

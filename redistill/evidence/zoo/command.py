@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from redistill.cli import positive
 from redistill.evidence.zoo import catalogue, isolation
-from redistill.evidence.zoo.results import Results, Row, listing, summary
+from redistill.evidence.zoo.results import Results, Row, listing, refusals, summary
 from redistill.evidence.zoo.trial import try_network
 
 
@@ -27,9 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results(Path(given.folder))
     _try_all([e for e in wanted if (e.library, e.name) not in results.rows], results, given)
     rows = [results.rows[e.library, e.name] for e in wanted if (e.library, e.name) in results.rows]
-    sys.stdout.write(f"{summary(rows)}\n\n{listing(r for r in rows if r.outcome != 'verified')}\n")
+    overview = f"{summary(rows)}\n\n{refusals(rows)}"
+    sys.stdout.write(f"{overview}\n\n{listing(r for r in rows if r.outcome != 'verified')}\n")
     if given.markdown:
-        Path(given.markdown).write_text(f"{summary(rows)}\n\n{listing(rows)}\n")
+        Path(given.markdown).write_text(f"{overview}\n\n{listing(rows)}\n")
     return 0
 
 

@@ -13,9 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from redistill import InfeasibleBudgetError, RedistillError, Student, measure, profile
 from redistill.compiler.analysis import Analysis, analyze
+from redistill.compiler.parts import find_part
 from redistill.compiler.pipeline import make_student
 from redistill.compiler.request import Request
-from redistill.errors import ModelError
+from redistill.errors import ModelError, TraceError
 from redistill.evidence.verification import verify
 from redistill.evidence.zoo.catalogue import Entry, build
 from redistill.evidence.zoo.results import Row
@@ -54,22 +55,30 @@ def _overlaps(convolution: _ConvNd) -> bool:
 def _transform(row: Row, model: nn.Module, inputs: Any) -> None:
     started = time.process_time()
     try:
-        analysis = analyze(model, inputs)
-        row.traced = True
-        student = _mildest(row, model, analysis)
+        part, analysis = _understand(model, inputs)
+        row.traced, row.part = True, part
+        student = _mildest(row, analysis)
     finally:
         row.seconds = round(time.process_time() - started, 2)
     row.planned = True
     row.factors = ",".join(map(str, record_of(student).plan.factors))
     row.ratio = round(record_of(student).teacher_profile.peak_bytes / record_of(student).plan.peak_bytes, 2)
     row.taps = len(record_of(student).taps)
-    problem = verify(model, student, analysis)
+    problem = verify(model.get_submodule(part), student, analysis)
     row.outcome, row.reason = ("wrong", problem) if problem else ("verified", "")
     example = analysis.call.example(analysis.inputs)
     row.difference = measure(student.eval(), example) - profile(student, example, "graph").peak_bytes
 
 
-def _mildest(row: Row, model: nn.Module, analysis: Analysis) -> Student:
+def _understand(model: nn.Module, inputs: Any) -> tuple[str, Analysis]:
+    """The analysis of the whole (at the path ''), or of the largest part before only the data decide what follows."""
+    try:
+        return "", analyze(model, inputs)
+    except TraceError as error:
+        return find_part(model, inputs, error, analyze)
+
+
+def _mildest(row: Row, analysis: Analysis) -> Student:
     """The student at the reduction asked for; where that is out of reach, at any."""
     try:
         row.budget = ASKED
