@@ -1,5 +1,6 @@
 from fractions import Fraction
 
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -70,6 +71,36 @@ def test_a_flatten_of_fixed_length_fixes_its_stage():
 
     stages = stages_of(Fixed(), (1, 3, 16, 16))
     assert [s.fixed for s in stages.free] == [None, "head (head) needs this very size"]
+
+
+class Picks(nn.Module):
+    """Every second row, and some positions, picked by numbers; or the best ones, which are where the map has them."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.register_buffer("rows", torch.arange(0, 16, 2))
+        self.pick = pick
+
+    def forward(self, x):
+        return self.pick(self.b(self.a(x)), self.rows).mean(2)
+
+
+@pytest.mark.parametrize(
+    "pick", [lambda y, rows: y[:, :, rows].flatten(2), lambda y, rows: y.index_select(2, rows).flatten(2),
+             lambda y, rows: y.flatten(2).gather(2, rows.expand(y.shape[0], 16, -1))],
+)  # fmt: skip
+def test_what_is_picked_by_constant_places_keeps_its_grid(pick):
+    stages = stages_of(Picks(pick), (1, 3, 64, 64)).stages
+    assert "picks places by number" in stages[2].fixed
+    assert stages[1].fixed is None
+
+
+def test_what_is_picked_by_value_does_not_fix_its_grid():
+    best = Picks(
+        lambda y, _: (t := y.flatten(2)).gather(2, t.sum(1, keepdim=True).topk(8, 2).indices.expand(-1, 16, -1))
+    )
+    assert all(s.fixed is None for s in stages_of(best, (1, 3, 64, 64)).free)
 
 
 def test_interpolation_to_the_size_of_another_map_shares_its_stage():

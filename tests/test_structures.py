@@ -1,5 +1,6 @@
 import copy
 import inspect
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import pytest
@@ -40,6 +41,12 @@ class ReturnsNested(Body):
         return {"out": [Output(self.logits(x)), (x.mean(), None)], "count": 2}
 
 
+class ReturnsOrdered(Body):
+    def forward(self, x):
+        y = self.logits(x)
+        return OrderedDict(out=y, aux=None, scale=y * 2)
+
+
 class TakesList(Body):
     def forward(self, images):
         return self.logits(images[0] + images[1])
@@ -68,6 +75,7 @@ def image(seed=0):
 CALLS = {
     "a dataclass": (ReturnsDataclass, image()),
     "classes in lists in dicts": (ReturnsNested, image()),
+    "an ordered dict": (ReturnsOrdered, image()),
     "a list": (TakesList, ([image(), image(1)],)),
     "a dict": (TakesDict, ({"image": image(), "weights": (torch.ones(1),)},)),
     "arguments as a list": (TakesKeywords, [image(), None]),
@@ -91,7 +99,7 @@ def same(left, right):
     if isinstance(left, (tuple, list)):
         return type(left) is type(right) and all(map(same, left, right))
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+        return type(left) is type(right) and list(left) == list(right) and all(same(left[k], right[k]) for k in left)
     if isinstance(left, Output):
         return type(left) is type(right) and same(vars(left), vars(right))
     return left == right

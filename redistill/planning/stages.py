@@ -193,6 +193,10 @@ class _Partition:
                 self.fixed.setdefault(source, f"{node.name} ({operators.module_path(node)}) needs this very size")
             if self.growth.scales(node.name) and sources:
                 self._unite(node, sources)
+        elif sources and self._picks_places(node, sources[0]):
+            self.fixed.setdefault(sources[0], f"{node.name} ({operators.module_path(node)}) picks places by number")
+            if self.growth.scales(node.name):
+                self._unite(node, sources)
         elif not self.growth.scales(node.name):
             return
         elif node.op == "placeholder":
@@ -258,6 +262,11 @@ class _Partition:
             return []
         own = self.sets[sources[0]]
         return [s for s in sources[1:] if self.sets[s] != own and isinstance(self.record.values[s.name], int)]
+
+    def _picks_places(self, node: Node, source: Node) -> bool:
+        """Whether constants say which cells are picked along a side of the grid."""
+        fewer = len(self.growth.axes(node.name)) < len(self.growth.axes(source.name))
+        return (fewer or not self.growth.scales(node.name)) and operators.picks_by_constants(node)
 
     def _is_layout(self, node: Node, sources: list[Node]) -> bool:
         """Whether a tensor is made of sizes alone (``torch.arange(w)``)."""

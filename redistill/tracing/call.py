@@ -8,6 +8,7 @@ values beside tensors the graph was made for, and of which class the output is.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -234,7 +235,9 @@ def take_apart(output: Any) -> tuple[Any, Any]:
         return plain, Built(type(output), {name: second for name, (_, second) in parts.items()})
     if isinstance(output, Mapping):
         parts = {key: take_apart(value) for key, value in output.items()}
-        return _firsts(parts), {key: second for key, (_, second) in parts.items()}
+        seconds = {key: second for key, (_, second) in parts.items()}
+        ordered = type(output) is OrderedDict and all(isinstance(key, str) for key in output)
+        return _firsts(parts), Built(OrderedDict, seconds) if ordered else seconds
     if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
         pairs = [take_apart(value) for value in output]
         kind = list if isinstance(output, list) else tuple

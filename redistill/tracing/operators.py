@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import nn
 from torch._ops import OpOverload
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
@@ -22,6 +24,7 @@ _UNARY_NAMES = frozenset((
     "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh",
     "hardtanh", "hardswish", "hardsigmoid", "clamp", "neg", "abs", "exp", "sqrt", "square", "dropout",
 ))  # fmt: skip
+_PICKS = frozenset(("getitem", "index_select", "gather", "take", "take_along_dim", "index"))
 _SUM_NAMES = frozenset(("add", "sub", "iadd", "isub"))
 POINTWISE_MODULES = _UNARY_MODULES
 POINTWISE_NAMES = _UNARY_NAMES
@@ -116,6 +119,34 @@ def slices_of(node: Node) -> tuple[slice, ...] | None:
     slices = (*given[:at], *whole, *given[at + 1 :])
     plain = all(not isinstance(s.step, Node) and s.start in (None, 0) and s.stop is None for s in slices)
     return slices if plain and any(s.step not in (None, 1) for s in slices) else None
+
+
+def picks_by_constants(node: Node) -> bool:
+    """Whether an operation picks from a map by a tensor of places that no input decides: they stay where they are."""
+    if name_of(node) not in _PICKS:
+        return False
+    index = [n for argument in (*node.args[1:], *node.kwargs.values()) for n in _nodes_in(argument)]
+    return bool(index) and not any(_depends_on_input(n) for n in index)
+
+
+def _nodes_in(argument: Any) -> list[Node]:
+    found: list[Node] = []
+    map_arg(argument, found.append)
+    return found
+
+
+def _depends_on_input(node: Node) -> bool:
+    """Whether values of an input decide it, and not its shape alone."""
+    seen, queue = {node}, [node]
+    while queue:
+        current = queue.pop()
+        if current.op == "placeholder":
+            return True
+        if current.target is getattr or name_of(current) == "size":
+            continue
+        queue += [n for n in current.all_input_nodes if n not in seen]
+        seen.update(current.all_input_nodes)
+    return False
 
 
 def read_for_type(node: Node) -> Node | None:
