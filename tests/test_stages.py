@@ -211,3 +211,27 @@ def test_a_constant_size_is_scaled_with_the_grid_that_it_is_brought_to():
     student = redistill.transform(network, x, factors=[2, 2], taps="none")
     assert student.get_submodule("up").size == (4, 4)
     assert student(x).shape == (1, 2)
+
+
+class ImageAgain(nn.Module):
+    """The image joins maps twice, and once more what a tail gives back at its size."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(15, 12, 3, padding=1)
+        self.tail = nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.stem(x).relu() + x.repeat(1, 4, 1, 1)
+        return x + self.tail(self.body(torch.cat((x, y), 1)).relu())
+
+
+def test_an_image_that_joins_maps_is_pooled_to_their_grid():
+    x = torch.randn(1, 3, 32, 32)
+    network = ImageAgain().eval()
+    student = redistill.transform(network, x, "1.5x", taps="none")
+    assert len(student.plan.factors) == 1
+    assert student(x).shape == x.shape
+    unpooled = redistill.transform(network, x, factors=[1], taps="none")
+    assert torch.allclose(unpooled(x), network(x), atol=1e-6)
+    assert not any(isinstance(part, nn.AvgPool2d) for part in unpooled.modules())

@@ -16,7 +16,7 @@ from redistill.memory.conventions import DEPLOY, Convention
 from redistill.memory.lifetimes import MemoryProfile, check_dtype
 from redistill.memory.profiling import count_parameters, profile, profile_record
 from redistill.memory.recording import GraphRecord, record_graph
-from redistill.passes.reduce_input import ReduceInputPass
+from redistill.passes.reduce_input import ReduceInputPass, ReduceJoinedPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.running import run_passes
 from redistill.planning.crossings import Crossing, find_crossings
@@ -85,6 +85,9 @@ def analyze(
     if reduce_input:
         run_passes(graph_module, [ReduceInputPass()])
     stages = find_stages(graph_module, inputs, dtype)
+    if stages.joins:
+        run_passes(graph_module, [ReduceJoinedPass(stages.joins)])
+        stages = find_stages(graph_module, inputs, dtype)
     if stages.shared:
         notes += (f"called at several places, with one factor for all: {list_some(stages.shared)}",)
     if convention.of_module:  # the module's own Python frames, which no rewritten graph has

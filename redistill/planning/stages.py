@@ -117,6 +117,7 @@ class StageGraph:
     shared: tuple[str, ...] = ()  # modules called at several places, which share their factors
     told: tuple[tuple[str, str], ...] = ()  # nodes that lay out a map, and a size of another stage by which they do
     resized: tuple[str, ...] = ()  # nodes that bring a map to a constant size
+    joins: tuple[tuple[str, tuple[str, ...]], ...] = ()  # images, and where each joins maps of the network
 
     @property
     def grown(self) -> GraphRecord:
@@ -161,6 +162,7 @@ class _Partition:
         self.told: list[tuple[Node, Node]] = []  # a node, and a size of another stage that it is told
         self.laid_out: list[tuple[Node, list[Node]]] = []  # a map made of sizes alone, and these
         self.resized: list[Node] = []
+        self.joins: list[tuple[Node, Node]] = []  # an image, and where it joins a map
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -240,6 +242,7 @@ class _Partition:
             self.raw.add(node)
         if operator is None or not sources:
             told = self._sizes_told(node, sources)
+            self._note_joins(node, sources)
             self.told += [(node, size) for size in told]
             self.sets.union(node, *(s for s in sources if s not in told))
             return
@@ -249,6 +252,15 @@ class _Partition:
             self.sets.union(*sizes)
             if all(self._is_size_of_a_map(size) for size in sizes):  # it says whose grid the output shares
                 self.sets.union(node, *sizes)
+
+    def _note_joins(self, node: Node, sources: list[Node]) -> None:
+        """Note where an image meets a map that is none, but for the sum with what a tail gives back at its size."""
+        maps = [s for s in sources if self._is_map(s)]
+        images = [s for s in maps if s in self.raw and self.growth.axes(s.name) == self.growth.axes(node.name)]
+        others = {self.sets[s] for s in maps if s not in self.raw}
+        tails = {self.sets[t] for t in self.tails if t in self.labels}
+        if others and not others & tails:
+            self.joins += [(image, node) for image in images]
 
     def _unite(self, node: Node, sources: list[Node]) -> None:
         self.labels[node] = node
@@ -372,7 +384,14 @@ class _Partition:
         stages = tuple(self._stage(i, nodes, stage_of, transitions) for i, nodes in enumerate(members))
         told = tuple((node.name, size.name) for node, size in self.told)
         resized = tuple(node.name for node in self.resized)
-        return StageGraph(stages, transitions, self.record, self.growth, stage_of, tuple(self.shared), told, resized)
+        joins: dict[tuple[str, Node], tuple[str, ...]] = {}
+        for image, node in self.joins:
+            key = image.name, self.sets[node]
+            joins[key] = (*joins.get(key, ()), node.name)
+        joined = tuple((image, users) for (image, _), users in joins.items())
+        return StageGraph(
+            stages, transitions, self.record, self.growth, stage_of, tuple(self.shared), told, resized, joined
+        )
 
     def _stage(
         self, index: int, nodes: list[Node], stage_of: dict[str, int], transitions: Sequence[Transition]
