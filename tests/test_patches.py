@@ -97,6 +97,35 @@ class ChannelsLast(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
+class Excited(nn.Module):
+    """Squeeze and excitation: a map scaled by a gate that is made of its mean."""
+
+    def __init__(self, kind: str = "pool", channels: int = 12, last: int = 4) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv, self.depthwise = (
+            nn.Conv2d(3, channels, 3, 2, 1),
+            nn.Conv2d(channels, channels, 3, 1, 1, groups=channels),
+        )
+        self.pool, self.narrow, self.wide = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, 2, 1),
+            nn.Conv2d(2, channels, 1),
+        )
+        self.last = nn.Conv2d(channels, last, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = F.relu(self.conv(x))
+        x = F.silu(self.depthwise(before))
+        mean = self.pool(x) if self.kind == "pool" else x.mean((2, 3), keepdim=True)
+        gate = torch.sigmoid(self.wide(F.relu(self.narrow(mean))))
+        if self.kind == "in place":
+            x *= gate
+        else:
+            x = gate * x
+        return self.last(x + before if self.kind == "residual" else x - mean)
+
+
 KINDS: dict[str, nn.Module] = {
     "3x3": between(conv(3, padding=1)),
     "stride 2": between(conv(3, stride=2, padding=1)),
@@ -194,6 +223,37 @@ def test_pieces_give_the_same_outputs_and_need_what_was_counted(kind: str, join:
             assert profile_record(found, DEPLOY).peak_bytes <= segmenter.peak(region, 1 << 40)
 
 
+@pytest.mark.parametrize("kind", ["pool", "mean", "in place", "residual"])
+@pytest.mark.parametrize("join", ["write", "concat"])
+def test_a_gate_is_made_in_a_first_sweep(kind: str, join: str) -> None:
+    torch.manual_seed(0)
+    x = image(3, 2, 32)
+    graph_module = trace(Excited(kind), x)
+    record = record_graph(graph_module, (x,))
+    network = PatchNetwork(graph_module, record, DEPLOY)
+    start, end = 1, len(network) - 1
+    assert network.is_region(start, end)
+    assert not network.is_region(start, next(s.position for s in network.steps if s.takes_mean) + 1)
+    segmenter = Segmenter(network)
+    assert not any(form.keeps for form in segmenter.forms(start, end))
+    for form in (Form(2, 2), Form(4, 1), Form(5, 3)):
+        patched = carry_out(graph_module, network, [Region(start, end, form)], join)
+        assert_same(graph_module, patched, x)
+        found = record_graph(patched, (x,))
+        assert found.macs - record.macs == segmenter.extra_macs(start, end, form)
+        assert measure(patched, x) == profile_record(found, GRAPH).peak_bytes
+        if join == "write":
+            assert profile_record(found, DEPLOY).peak_bytes == segmenter.peak(Region(start, end, form), 1 << 40)
+
+
+def test_two_gates_are_two_regions() -> None:
+    segmenter, limit = plan(nn.Sequential(Excited(channels=24, last=3), Excited(channels=48)), image(3, 1, 64), 0.4)
+    assert not segmenter.network.is_region(1, len(segmenter.network) - 1)
+    found = segmenter.find(limit)
+    assert found is not None
+    assert [len(segmenter.stretches(r.start, r.end)) for r in found.regions] == [2, 2]
+
+
 def test_there_are_forms_for_every_kind() -> None:
     x = image(3, 2, 16)
     for kind, model in KINDS.items():
@@ -252,6 +312,7 @@ NETWORKS = {
     "pointwise": chain((24, 1, 1), (24, 3, 1), (3, 1, 1)),
     "u": SideBySide(),
     "residual": Residual(inplace=True),
+    "gate": Excited(channels=24),
 }
 
 
@@ -294,7 +355,7 @@ def assert_cheapest(segmenter: Segmenter, limit: int) -> Segmentation | None:
 def test_plan_is_the_cheapest_of_all(name: str) -> None:
     found = []
     for part in (0.9, 0.7, 0.6, 0.5, 0.4, 0.3):
-        segmenter, limit = plan(NETWORKS[name], image(3, 1, 12), part)
+        segmenter, limit = plan(NETWORKS[name], image(3, 1, 24 if name == "gate" else 12), part)
         found.append(assert_cheapest(segmenter, limit))
     assert any(f is not None and f.regions for f in found)
 

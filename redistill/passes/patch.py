@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from redistill.errors import PlanError
 from redistill.memory.conventions import DEPLOY, Convention
 from redistill.memory.recording import record_graph
+from redistill.planning.patches.gates import Stretch, find_stretches
 from redistill.planning.patches.network import PatchNetwork, Step
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.patches.programs import (
+    Add,
     Box,
     Form,
     Instruction,
@@ -33,6 +36,8 @@ from redistill.planning.patches.programs import (
     find_fronts,
     reach_back,
     strip_program,
+    sum_so_far,
+    sweep_program,
     tile_program,
 )
 from redistill.planning.patches.rules import expand_index, pad_arguments, pads_itself
@@ -131,20 +136,24 @@ def lay_patches(graph_module: GraphModule, join: str = "write") -> GraphModule:
 
 
 def region_program(
-    network: PatchNetwork, start: int, end: int, form: Form
+    network: PatchNetwork, stretch: Stretch, form: Form, mean: int = -1
 ) -> Iterator[tuple[int, Iterator[Instruction]]]:
-    """The instructions of a region by piece."""
-    columns = reach_back(network, start, end, form.columns, 1)
+    """The instructions of a stretch by piece; with ``mean``, the pieces are only added up for it."""
+    start, end = stretch.start, stretch.end
+    columns = reach_back(network, stretch, form.columns, 1)
     if form.keeps:
         fronts = find_fronts(network, start, end, form.rows)
         kept: dict[int, Piece] = {}
         for strip in range(form.rows):
             yield strip, strip_program(network, start, end, fronts, columns[0], strip, kept)
         return
-    rows = reach_back(network, start, end, form.rows, 0)
+    rows = reach_back(network, stretch, form.rows, 0)
     for tile in range(form.tiles):
         high, wide = rows[tile // form.columns], columns[tile % form.columns]
-        yield tile, tile_program(network, start, end, high, wide, tile)
+        if mean >= 0:
+            yield tile, sweep_program(network, stretch, high, wide, tile, mean)
+        else:
+            yield tile, tile_program(network, stretch, high, wide, tile)
 
 
 class _Layer:
@@ -158,13 +167,19 @@ class _Layer:
         self.network = network
         self.start, self.end, self.number, self.form, self.join = start, end, number, form, join
         self.steps = network.steps[start:end]
-        self.replaced = [s.node for s in self.steps if s.ready is None and not self._divides_result(s)]
+        *self.sweeps, self.main = find_stretches(network, start, end)
+        self.aside = sorted(network.aside(self.main.mean))[1:] if self.sweeps else []
+        stays = {network.steps[position].node for position in self.aside}
+        self.replaced = [
+            s.node for s in self.steps if s.ready is None and not self._divides_result(s) and s.node not in stays
+        ]
         self.anchor = self.replaced[0]
         self.value: dict[Piece, Node] = {}
         self.whole: dict[int, Node] = {}
         self.written: dict[int, list[tuple[Box, Node]]] = {}
         self.mark: TileMark | None = None
         self.near: Step | None = None
+        self.mean: Node | None = None
 
     def lay(self) -> None:
         """Put the pieces in the place of the region's nodes."""
@@ -172,15 +187,31 @@ class _Layer:
             if step.ready is not None:
                 self.anchor.prepend(step.node)
         results = self.network.results(self.start, self.end)
+        for sweep in self.sweeps:
+            self._sweep(sweep)
         with self.graph.inserting_before(self.anchor):
             if self.join == "write":
                 self.whole = {t: self._allocate(self.network.steps[t]) for t in results}
-            for tile, program in region_program(self.network, self.start, self.end, self.form):
+            for tile, program in region_program(self.network, self.main, self.form):
                 for instruction in program:
-                    self._lay(instruction, tile)
+                    self._lay(instruction, tile + len(self.sweeps) * self.form.tiles)
             if self.join != "write":
                 self.whole = {t: self._concatenate(self.network.steps[t]) for t in results}
         self._replace(results)
+
+    def _sweep(self, sweep: Stretch) -> None:
+        """Add up the mean, and put what is computed of it alone after that."""
+        mean = self.network.steps[self.main.mean]
+        with self.graph.inserting_before(self.anchor):
+            for tile, program in region_program(self.network, sweep, self.form, mean.position):
+                for instruction in program:
+                    self._lay(instruction, tile)
+            total = self.value[sum_so_far(mean.position, self.form.tiles - 1)]
+            cells = math.prod(self.network.steps[sweep.source].sides)
+            self.mean = self._call(operator.truediv, (total, cells), "mean")
+        mean.node.replace_all_uses_with(self.mean)
+        for position in self.aside:
+            self.anchor.prepend(self.network.steps[position].node)
 
     def _divides_result(self, step: Step) -> bool:
         """Whether it only takes a map apart, of which a part is read after the region."""
@@ -206,7 +237,8 @@ class _Layer:
     def _lay(self, instruction: Instruction, tile: int) -> None:
         position = instruction.read.position if isinstance(instruction, Write) else instruction.makes.position
         self.near = self.network.steps[position]
-        self.mark = TileMark(self.number, tile, self.form.tiles, self.near.node.name)
+        pieces = self.form.tiles * (1 + len(self.sweeps))
+        self.mark = TileMark(self.number, tile, pieces, self.near.node.name)
         if isinstance(instruction, Run):
             self.value[instruction.makes] = self._run(self.near, instruction)
         elif isinstance(instruction, Join):
@@ -216,6 +248,11 @@ class _Layer:
         elif isinstance(instruction, Keep):
             read = Read(position, instruction.piece, instruction.makes.box)
             self.value[instruction.makes] = self._node("call_method", "clone", (self._read(read),), "kept")
+        elif isinstance(instruction, Add):
+            added = self._node("call_method", "sum", (self._read(instruction.read), (2, 3), True), "summed")
+            if instruction.before is not None:
+                added = self._call(operator.add, (self.value[instruction.before], added), "added")
+            self.value[instruction.makes] = added
         else:
             self._write(instruction.read)
 
@@ -297,6 +334,8 @@ class _Layer:
             return self._cut(self.value[read.piece], step, *_within(read.box, read.piece.box))
         if step.ready is not None:
             return step.node
+        if self.mean is not None and step.position == self.main.mean:
+            return self.mean
         return self._cut(step.node, step, read.box, step.sides)
 
     def _cut(self, value: Node, step: Step, box: Box, lengths: tuple[int, int]) -> Node:

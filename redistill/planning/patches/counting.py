@@ -13,8 +13,10 @@ from typing import Any
 from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.recording import GraphRecord, Operation, Storage
 from redistill.planning.patches.axes import Span, Use
+from redistill.planning.patches.gates import Stretch
 from redistill.planning.patches.network import PatchNetwork, Step
 from redistill.planning.patches.programs import (
+    Add,
     AxisPart,
     Fronts,
     Instruction,
@@ -25,6 +27,8 @@ from redistill.planning.patches.programs import (
     Run,
     Write,
     strip_program,
+    sum_so_far,
+    sweep_program,
     tile_program,
 )
 
@@ -50,6 +54,8 @@ class Counter:
                 self._copy(instruction.parts, instruction.makes)
             elif isinstance(instruction, Keep):
                 self._copy((instruction.piece,), instruction.makes)
+            elif isinstance(instruction, Add):
+                self._add(instruction)
             else:
                 self._note(self._storages((instruction.read,)), ())
         self._note(tuple(s for piece in after for s in self.held[piece]), ())
@@ -72,6 +78,13 @@ class Counter:
         created = self._note(reads, made, step, transient)
         self.held[run.makes] = created or reads[:1]
 
+    def _add(self, add: Add) -> None:
+        size = self.network.value_bytes(add.makes.position)
+        added = self._note(self._storages((add.read,)), (size,))
+        if add.before is not None:
+            added = self._note((*self.held[add.before], *added), (size,), overwrites=True)
+        self.held[add.makes] = added
+
     def _copy(self, pieces: Sequence[Piece], makes: Piece) -> None:
         (low, high), (left, right) = makes.box
         size = self.network.value_bytes(makes.position) * (high - low) * (right - left)
@@ -81,12 +94,17 @@ class Counter:
         return tuple(dict.fromkeys(s for r in reads if r.piece is not None for s in self.held[r.piece]))
 
     def _note(
-        self, reads: tuple[int, ...], sizes: tuple[int, ...], step: Step | None = None, transient: int = 0
+        self,
+        reads: tuple[int, ...],
+        sizes: tuple[int, ...],
+        step: Step | None = None,
+        transient: int = 0,
+        overwrites: bool = False,
     ) -> tuple[int, ...]:
         created = tuple(range(len(self.storages), len(self.storages) + len(sizes)))
         self.storages += [Storage("", "", (size,), "", size, False) for size in sizes]
         mutates = reads[:1] if step is not None and step.writes >= self.start else ()
-        overwrites, folds = (step.recorded.overwrites, step.recorded.folds) if step is not None else (False, False)
+        overwrites, folds = (step.recorded.overwrites, step.recorded.folds) if step is not None else (overwrites, False)
         self.operations.append(Operation("", "", (), reads, created, mutates, transient, 0, overwrites, folds))
         return created
 
@@ -97,16 +115,22 @@ def padded(use: Use) -> int:
 
 
 def tiles_peak(
-    network: PatchNetwork, start: int, end: int, rows: Sequence[AxisPart], columns: Sequence[AxisPart], enough: int
-) -> int:
+    network: PatchNetwork, stretch: Stretch, rows: Sequence[AxisPart], columns: Sequence[AxisPart], enough: int,
+    mean: int = -1,
+) -> int:  # fmt: skip
     """Bytes of pieces alive at once in the tile that needs most; tiles alike are counted once.
 
-    Where a tile needs more than ``enough``, the rest are not looked at.
+    Where a tile needs more than ``enough``, the rest are not looked at. With ``mean``, they are only added up for it.
     """
-    kinds = [_kinds(parts, start) for parts in (rows, columns)]
+    kinds = [_kinds(parts, stretch.start) for parts in (rows, columns)]
     most = 0
     for high, wide in product(*kinds):
-        most = max(most, Counter(network, start).peak(tile_program(network, start, end, high, wide)))
+        counter = Counter(network, stretch.start)
+        if mean >= 0:
+            program = sweep_program(network, stretch, high, wide, 1, mean)
+            most = max(most, counter.peak(program, [sum_so_far(mean, 0)], [sum_so_far(mean, 1)]))
+        else:
+            most = max(most, counter.peak(tile_program(network, stretch, high, wide)))
         if most > enough:
             break
     return most
@@ -140,14 +164,14 @@ def strips_peak(
     return max(peaks.values())
 
 
-def tile_bound(network: PatchNetwork, start: int, end: int, rows: AxisPart, columns: AxisPart) -> int:
+def tile_bound(network: PatchNetwork, stretch: Stretch, rows: AxisPart, columns: AxisPart) -> int:
     """Bytes that the tile needs at least: each operation's output beside its first input."""
     most = 0
-    for step in network.steps[start:end]:
+    for step in network.steps[stretch.start : stretch.end]:
         if step.cell_bytes and not step.recorded.folds and step.position in rows.uses:
             first = step.operands[0].position
             size = step.cell_bytes * rows.uses[step.position].length * columns.uses[step.position].length
-            if first >= start and not step.recorded.overwrites:
+            if first >= stretch.start and first in rows.uses and not step.recorded.overwrites:
                 size += network.value_bytes(first) * _length(rows.made[first]) * _length(columns.made[first])
             most = max(most, size)
     return most

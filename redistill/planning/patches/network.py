@@ -19,6 +19,7 @@ from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import lifetimes, timeline
 from redistill.memory.recording import GraphRecord, Operation, Shape
 from redistill.planning.patches.axes import AxisRule
+from redistill.planning.patches.gates import may_be_swept, takes_mean
 from redistill.planning.patches.rules import MAP_AXES, POINTWISE, TAKE_WEIGHTS, Axes, Rule, Subject, find_rule
 from redistill.tracing import operators
 from redistill.tracing.meta import Meta
@@ -40,6 +41,7 @@ class Step:
         cell_bytes: bytes of one position of its output, all channels; 0 where it makes no memory of its own.
         writes: the operation whose result it overwrites, or -1.
         last_use: the last operation that reads its result.
+        takes_mean: whether it yields the mean of each channel of a whole map.
     """
 
     position: int
@@ -54,6 +56,7 @@ class Step:
     ready: int | None
     last_use: int
     recorded: Operation = field(repr=False)
+    takes_mean: bool = False
 
     @property
     def is_tuple(self) -> bool:
@@ -158,7 +161,8 @@ class PatchNetwork:
         found = []
         start = 0
         for end in range(len(self) + 1):
-            if end and self.steps[end - 1].rule is None and self.steps[end - 1].ready is None:
+            before = self.steps[end - 1] if end else None
+            if before is not None and before.rule is None and before.ready is None and not before.takes_mean:
                 start = end
             found.append(start)
         return found
@@ -180,7 +184,18 @@ class PatchNetwork:
             elif 0 <= step.writes < start:
                 return False
         results = [self.steps[t] for t in self.results(start, end)]
-        return bool(results) and all(s.axes for s in results)
+        return bool(results) and all(s.axes for s in results) and may_be_swept(self, start, end)
+
+    @cached_method
+    def aside(self, mean: int) -> frozenset[int]:
+        """A mean and what is computed of it alone, one number a channel: the gate of a squeeze and excitation."""
+        found = {mean}
+        for step in self.steps[mean + 1 :]:
+            if step.ready is None and step.axes and step.operands and not step.is_tuple and step.sides == (1, 1):
+                maps = [o.position for o in step.operands if self.steps[o.position].ready is None]
+                if maps and found.issuperset(maps):
+                    found.add(step.position)
+        return frozenset(found)
 
     def _spans(self) -> Iterable[tuple[int, int, int]]:
         """(made, last read, bytes) of every value; where a value's memory is taken over, the next is one of its own."""
@@ -216,7 +231,10 @@ class PatchNetwork:
         if rule is None and isinstance(shape, tuple) and not isinstance(shape, Shape):
             axes = None
         cell = self._cell_bytes(operation, shape, axes)
-        return Step(position, node, shape, axes, rule, operands, cell, operation.macs, writes, ready, -1, operation)
+        mean = rule is None and ready is None and len(operation.creates) == 1 and takes_mean(node, self.modules)
+        return Step(
+            position, node, shape, axes, rule, operands, cell, operation.macs, writes, ready, -1, operation, mean
+        )
 
     def _source(self, step: Step, steps: Sequence[Step]) -> Step:
         """Where one of several maps is taken, the map that they are parts of: a tuple is never made of a part."""

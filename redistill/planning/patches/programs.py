@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from redistill.planning.patches.axes import Span, TileError, Use
+from redistill.planning.patches.gates import Stretch
 from redistill.planning.patches.network import PatchNetwork, Step
 
 Box = tuple[Span, Span]
@@ -96,7 +97,16 @@ class Write:
     read: Read
 
 
-Instruction = Run | Join | Keep | Write
+@dataclass(frozen=True)
+class Add:
+    """Add up a piece over rows and columns, to what the pieces before it came to."""
+
+    read: Read
+    before: Piece | None
+    makes: Piece
+
+
+Instruction = Run | Join | Keep | Write | Add
 
 
 @dataclass(frozen=True)
@@ -117,19 +127,20 @@ def divide(side: int, parts: int) -> list[Span]:
     return list(pairwise(edges))
 
 
-def reach_back(network: PatchNetwork, start: int, end: int, parts: int, axis: int) -> list[AxisPart]:
-    """For each of ``parts`` tiles along an axis what it needs of each operation from ``start`` to ``end``."""
-    return [reach_back_of(network, start, end, axis, parts, tile) for tile in range(parts)]
+def reach_back(network: PatchNetwork, stretch: Stretch, parts: int, axis: int) -> list[AxisPart]:
+    """For each of ``parts`` tiles along an axis what it needs of each operation of a stretch."""
+    return [reach_back_of(network, stretch, axis, parts, tile) for tile in range(parts)]
 
 
-def reach_back_of(network: PatchNetwork, start: int, end: int, axis: int, parts: int, tile: int) -> AxisPart:
-    """What one of ``parts`` tiles along an axis needs of each operation from ``start`` to ``end``."""
+def reach_back_of(network: PatchNetwork, stretch: Stretch, axis: int, parts: int, tile: int) -> AxisPart:
+    """What one of ``parts`` tiles along an axis needs of each operation of a stretch."""
     needed: dict[int, Span] = {}
     uses: dict[int, Use] = {}
-    for step in reversed(network.steps[start:end]):
-        if step.ready is not None:
+    aside = network.aside(stretch.mean) if stretch.mean >= 0 else ()
+    for step in reversed(network.steps[stretch.start : stretch.end]):
+        if step.ready is not None or step.position in aside:
             continue
-        if step.last_use >= end:
+        if stretch.wants(step):
             own = divide(step.sides[axis], parts)[tile]
             if own[0] == own[1]:
                 return AxisPart(needed, uses, step.position)
@@ -150,19 +161,36 @@ def _widen(needed: dict[int, Span], position: int, span: Span) -> None:
 
 
 def tile_program(
-    network: PatchNetwork, start: int, end: int, rows: AxisPart, columns: AxisPart, tile: int = 0
+    network: PatchNetwork, stretch: Stretch, rows: AxisPart, columns: AxisPart, tile: int = 0
 ) -> Iterator[Instruction]:
-    """One tile of a region, computed for itself."""
+    """One tile of a stretch, computed for itself."""
     pieces: dict[int, Piece] = {}
-    for step in network.steps[start:end]:
+    for step in network.steps[stretch.start : stretch.end]:
         if step.position not in rows.uses or step.position not in columns.uses:
             continue
         high, wide = rows.uses[step.position], columns.uses[step.position]
         box = (rows.made[step.position], columns.made[step.position])
         made = pieces[step.position] = Piece(step.position, box, tile)
-        yield Run(step.position, high, wide, _reads(step, start, high, wide, pieces), made, tile)
-        if step.last_use >= end:
+        yield Run(step.position, high, wide, _reads(step, stretch.start, high, wide, pieces), made, tile)
+        if stretch.wants(step):
             yield Write(Read(step.position, made, box))
+
+
+def sweep_program(
+    network: PatchNetwork, stretch: Stretch, rows: AxisPart, columns: AxisPart, tile: int, mean: int
+) -> Iterator[Instruction]:
+    """One tile of a first sweep: nothing is kept of it but what it adds to the mean."""
+    for instruction in tile_program(network, stretch, rows, columns, tile):
+        if isinstance(instruction, Write):
+            before = sum_so_far(mean, tile - 1) if tile else None
+            yield Add(instruction.read, before, sum_so_far(mean, tile))
+        else:
+            yield instruction
+
+
+def sum_so_far(mean: int, tile: int) -> Piece:
+    """What the tiles up to one come to."""
+    return Piece(mean, ((0, 1), (0, 1)), tile)
 
 
 def _reads(step: Step, start: int, high: Use, wide: Use, pieces: dict[int, Piece]) -> tuple[Read, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -18,19 +18,13 @@ import networkx as nx
 import numpy as np
 
 from redistill.internal.caching import cached_method
-from redistill.planning.patches.axes import Pool, TileError, Use, Window
-from redistill.planning.patches.counting import share_of_work, strip_bound, strips_peak, tile_bound, tiles_peak
+from redistill.planning.patches.axes import Pool, TileError, Window
+from redistill.planning.patches.counting import strip_bound, strips_peak, tile_bound, tiles_peak
+from redistill.planning.patches.gates import Stretch, find_stretches
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.paths import Edge, cheapest_path
-from redistill.planning.patches.programs import (
-    AxisPart,
-    Form,
-    Fronts,
-    Region,
-    find_fronts,
-    reach_back,
-    reach_back_of,
-)
+from redistill.planning.patches.programs import AxisPart, Form, Region
+from redistill.planning.patches.reaches import Reaches
 
 
 @dataclass(frozen=True)
@@ -88,10 +82,7 @@ class Segmenter:
         self.lattice = lattice
         self.join = join
         self.most_extra = int(max_extra_macs * network.macs)
-        self._parts: dict[tuple[int, int, int], tuple[int, list[AxisPart]]] = {}
-        self._middles: dict[tuple[int, int, int], tuple[int, AxisPart]] = {}
-        self._work: dict[tuple[int, int, int], tuple[list[AxisPart], np.ndarray]] = {}
-        self._fronts: dict[tuple[int, int], tuple[int, Fronts]] = {}
+        self.reaches = Reaches(network)
         self._edges: dict[tuple[int, int, Form], Edge | None] = {}
         self.tried = 0
 
@@ -216,36 +207,30 @@ class Segmenter:
     @cached_method
     def floor(self, start: int, end: int, form: Form) -> float:
         """Bytes that a region needs at least in a form, by its middle piece; infinite where that cannot be run."""
-        held, network = self.network.held(start, end), self.network
+        *sweeps, main = self.stretches(start, end)
+        held, network, reaches = self.network.held(start, end), self.network, self.reaches
         try:
-            columns = self._middle(start, end, form.columns, 1)
             if form.keeps:
-                fronts = self.fronts(start, end, form.rows)
+                fronts, columns = reaches.fronts(start, end, form.rows), reaches.middle(main, 1, 1)
                 return held + strip_bound(network, start, end, fronts, columns, form.rows // 2)
-            return held + tile_bound(network, start, end, self._middle(start, end, form.rows, 0), columns)
+            bounds = [(network.crossing[start], sweep) for sweep in sweeps] + [(held, main)]
+            return max(
+                before + tile_bound(network, s, reaches.middle(s, form.rows, 0), reaches.middle(s, form.columns, 1))
+                for before, s in bounds
+            )
         except TileError:
             return math.inf
 
-    def _middle(self, start: int, end: int, parts: int, axis: int) -> AxisPart:
-        """What the tile in the middle of an axis needs.
-
-        Raises:
-            TileError: an operation cannot make its part by itself.
-        """
-        axis = 0 if self.network.is_square else axis
-        known = self._middles.get((end, parts, axis))
-        if known is None or known[0] > start:
-            known = (start, reach_back_of(self.network, start, end, axis, parts, parts // 2))
-            self._middles[end, parts, axis] = known
-        if known[1].fails >= start:
-            raise TileError(f"the region cannot be divided into {parts}")
-        return known[1]
+    @cached_method
+    def stretches(self, start: int, end: int) -> tuple[Stretch, ...]:
+        """The sweeps in which a region is run."""
+        return find_stretches(self.network, start, end)
 
     def forms(self, start: int, end: int) -> Iterator[Form]:
         """The forms that a region's results can be divided into."""
         results = [self.network.steps[t].sides for t in self.network.results(start, end)]
         height, width = (min(side[axis] for side in results) for axis in (0, 1))
-        for rows in self.lattice.strips:
+        for rows in self.lattice.strips if len(self.stretches(start, end)) == 1 else ():
             if rows <= height:
                 yield Form(rows, 1, keeps=True)
         for rows in self.lattice.parts:
@@ -255,64 +240,27 @@ class Segmenter:
 
     def extra_macs(self, start: int, end: int, form: Form) -> int | None:
         """Multiply-accumulates that the form computes more than the region as it is; None if it cannot be run so."""
+        *sweeps, main = self.stretches(start, end)
         try:
-            columns = self.axis_work(start, end, form.columns, 1)[start:end]
-            rows = self.strip_work(start, end, form.rows) if form.keeps else self.axis_work(start, end, form.rows, 0)
+            shares = self._shares(main, form)
+            again = [self._shares(sweep, form) for sweep in sweeps]
         except TileError:
             return None
-        return int(np.rint(self.network.work[start:end] @ (rows[start:end] * columns - 1)))
+        shares[list(self._aside(main))] = 1
+        work = self.network.work
+        more = work[start:end] @ (shares[start:end] - 1) + sum(work[start:end] @ share[start:end] for share in again)
+        return int(np.rint(more))
 
-    def axis_work(self, start: int, end: int, parts: int, axis: int) -> np.ndarray:
-        """For each operation the length that all tiles along an axis compute, as a share of the whole.
+    def _shares(self, stretch: Stretch, form: Form) -> np.ndarray:
+        if form.keeps:
+            rows = self.reaches.strip_work(stretch.start, stretch.end, form.rows)
+        else:
+            rows = self.reaches.tile_work(stretch, form.rows, 0)
+        shares: np.ndarray = rows * self.reaches.tile_work(stretch, form.columns, 1)
+        return shares
 
-        Raises:
-            TileError: an operation cannot make its part by itself.
-        """
-        axis = 0 if self.network.is_square else axis
-        tiles = self.axis_parts(start, end, parts, axis)
-        known = self._work.get((end, parts, axis))
-        if known is None or known[0] is not tiles:
-            known = self._work[end, parts, axis] = (tiles, self._shares([p.uses for p in tiles], axis))
-        return known[1]
-
-    def strip_work(self, start: int, end: int, parts: int) -> np.ndarray:
-        """The same of rows in strips, each of which is computed once."""
-        uses = self.fronts(start, end, parts).uses
-        return self._shares([{t: u for t, u in ((t, us[i]) for t, us in uses.items()) if u} for i in range(parts)], 0)
-
-    def _shares(self, parts: Sequence[Mapping[int, Use]], axis: int) -> np.ndarray:
-        found = np.zeros(len(self.network))
-        for uses in parts:
-            for position, use in uses.items():
-                step = self.network.steps[position]
-                if step.macs:
-                    found[position] += share_of_work(step, use, axis)
-        return found
-
-    def axis_parts(self, start: int, end: int, parts: int, axis: int) -> list[AxisPart]:
-        """What each tile along an axis needs.
-
-        Raises:
-            TileError: an operation cannot make its part by itself.
-        """
-        axis = 0 if self.network.is_square else axis
-        known = self._parts.get((end, parts, axis))
-        if known is None or known[0] > start:
-            known = self._parts[end, parts, axis] = (start, reach_back(self.network, start, end, parts, axis))
-        if any(part.fails >= start for part in known[1]):
-            raise TileError(f"the region cannot be divided into {parts}")
-        return known[1]
-
-    def fronts(self, start: int, end: int, parts: int) -> Fronts:
-        """Which rows each strip makes.
-
-        Raises:
-            TileError: an operation cannot make its rows by itself.
-        """
-        known = self._fronts.get((end, parts))
-        if known is None or known[0] > start:
-            known = self._fronts[end, parts] = (start, find_fronts(self.network, start, end, parts))
-        return known[1]
+    def _aside(self, stretch: Stretch) -> frozenset[int]:
+        return self.network.aside(stretch.mean) if stretch.mean >= 0 else frozenset()
 
     def _edge(self, region: Region, extra: int, limit: int) -> Edge:
         """The region with its bytes; over the limit they may be too few, but not under it."""
@@ -326,8 +274,11 @@ class Segmenter:
 
     def calls(self, region: Region) -> int:
         """How many operations are called, those that keep and join rows included."""
-        inside = [s for s in self.network.steps[region.start : region.end] if s.ready is None]
-        calls = region.form.tiles * len(inside)
+        *sweeps, main = self.stretches(region.start, region.end)
+        aside = self._aside(main)
+        steps = self.network.steps[region.start : region.end]
+        inside = [s for s in steps if s.ready is None and s.position not in aside]
+        calls = region.form.tiles * (len(inside) + sum(s.end - s.start for s in sweeps))
         if region.form.keeps:
             calls += 2 * (region.form.rows - 1) * sum(isinstance(s.axis_rule(0), (Window, Pool)) for s in inside)
         return calls
@@ -346,12 +297,27 @@ class Segmenter:
 
     def _peak_of_parts(self, region: Region, held: int, limit: int) -> int:
         start, end, form = region.start, region.end, region.form
-        columns = self.axis_parts(start, end, form.columns, 1)
+        *sweeps, main = self.stretches(start, end)
         if form.keeps:
-            fronts = self.fronts(start, end, form.rows)
-            return held + strips_peak(self.network, start, end, fronts, columns[0], form.rows, limit - held)
-        rows = self.axis_parts(start, end, form.rows, 0)
-        return held + tiles_peak(self.network, start, end, rows, columns, limit - held)
+            fronts, (columns,) = self.reaches.fronts(start, end, form.rows), self.reaches.tiles(main, 1, 1)
+            return held + strips_peak(self.network, start, end, fronts, columns, form.rows, limit - held)
+        most = 0
+        for sweep in sweeps:
+            before = self.network.crossing[start]
+            most = before + tiles_peak(self.network, sweep, *self._tiles(sweep, form), limit - before, main.mean)
+        if most > limit:
+            return most
+        held += self._gate_bytes(main)
+        return max(most, held + tiles_peak(self.network, main, *self._tiles(main, form), limit - held))
+
+    def _tiles(self, stretch: Stretch, form: Form) -> tuple[list[AxisPart], list[AxisPart]]:
+        return self.reaches.tiles(stretch, form.rows, 0), self.reaches.tiles(stretch, form.columns, 1)
+
+    def _gate_bytes(self, stretch: Stretch) -> int:
+        """Bytes of what was computed of the mean that the pieces read."""
+        aside, steps = self._aside(stretch), self.network.steps[stretch.start : stretch.end]
+        read = {operand.position for step in steps if step.position not in aside for operand in step.operands}
+        return sum(self.network.value_bytes(position) for position in read & aside)
 
     def _peak_outside(self, regions: list[Region]) -> int:
         inside = {t for r in regions for t in range(r.start, r.end)}
