@@ -11,7 +11,7 @@ from redistill import Student, transform
 from redistill.export.exporting import export
 from redistill.export.preparation import prepare
 from tests.graphs import image
-from tests.test_patches_students import Classifier
+from tests.test_patches_students import Classifier, gated
 
 X = image(3, 1, 32)
 
@@ -42,6 +42,18 @@ def test_files_give_the_same_outputs(student: Student, tmp_path: Path, format: s
     pytest.importorskip(needs)
     exported = export(prepare(student, X), tmp_path / "file", format)
     assert exported.parity.relative_error <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("format", "needs"), [("pt2", "torch"), ("onnx", "onnxruntime"), ("executorch-portable", "executorch")]
+)
+def test_files_make_gates_in_a_first_sweep_too(tmp_path: Path, format: str, needs: str) -> None:
+    pytest.importorskip(needs)
+    x = image(3, 1, 64)
+    student = transform(gated(), x, "2x", levers="patches", max_extra_macs=1).eval()
+    prepared = prepare(student, x)
+    assert any("summed" in node.name for node in prepared.graph_module.graph.nodes)
+    assert export(prepared, tmp_path / "file", format).parity.relative_error <= 1e-5
 
 
 @pytest.mark.parametrize("convention", ["arena", "deploy"])

@@ -21,12 +21,13 @@ from redistill.compiler.request import Request
 from redistill.compiler.rewriting import rewrite
 from redistill.errors import InfeasibleBudgetError, PlanError
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.report import align_steps, format_bytes, stage_rows, to_json, write_page
+from redistill.report import align_steps, format_bytes, plot, stage_rows, to_json, write_page
 from redistill.report.ladder import find_ladder
 from redistill.report.phrases import step_place
 from redistill.report.plots import _spread, outline
 from redistill.tracing.linear_calls import find_own_padding
 from tests.graphs import image
+from tests.test_patches import Excited
 
 
 def block(before: int, after: int, stride: int) -> nn.Sequential:
@@ -65,6 +66,13 @@ def teacher() -> nn.Module:
 @pytest.fixture(scope="module")
 def student(teacher: nn.Module) -> Student:
     return transform(teacher, image(3, 1, 32), "3x", levers=("patches",)).eval()
+
+
+def gated() -> nn.Module:
+    """A network with squeeze and excitation where its maps are largest."""
+    torch.manual_seed(0)
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return nn.Sequential(Excited("residual", channels=24), *head).eval()
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -123,6 +131,21 @@ def test_copies_and_loads_share_nothing_with_what_they_came_from(student: Studen
     assert torch.equal(loaded(x), before)
     assert loaded.patches == student.patches
     assert loaded.provenance.request == student.provenance.request
+
+
+def test_a_gate_in_pieces_is_saved_copied_and_compiled(tmp_path: Path) -> None:
+    x, teacher = image(3, 2, 64), gated()
+    student = transform(teacher, x[:1].clone(), "2x", levers="patches", max_extra_macs=1).eval()
+    assert student.patches is not None
+    assert any("summed" in step.node for step in student.profile.timeline)
+    assert measure(student, x[:1].clone()) == profile(student, x[:1].clone(), "graph").peak_bytes
+    assert difference(student(x), teacher(x)) <= 1e-5
+    assert torch.equal(copy.deepcopy(student)(x), student(x))
+    assert torch.equal(torch.compile(student, backend="eager", fullgraph=True)(x), student(x))
+    student.save(tmp_path / "student")
+    assert torch.equal(load_student(tmp_path / "student", gated()).eval()(x), student(x))
+    plot(student.comparison(), tmp_path / "plot.png")
+    assert str(student.patches.regions[0]) in student.report()
 
 
 def test_compiles(student: Student) -> None:
