@@ -310,6 +310,35 @@ def test_in_place_operations_do_not_spoil_what_is_kept_or_given():
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normalise", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.weight_norm])
+def test_weights_that_are_normalised_are_fitted_and_stay_so(normalise):
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 3, 2, 1),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    teacher = copy.deepcopy(plain)
+    for index in (0, 2, 4):
+        normalise(teacher[index])
+    images = pictures(40)
+    students = [
+        redistill.transform(t.eval(), images[:1], factors=(2, 2, 1), taps="none").eval() for t in (plain, teacher)
+    ]
+    held = dict(students[1].named_parameters())
+    found = [redistill.fit(s, t, images) for s, t in zip(students, (plain, teacher), strict=True)]
+    for one, other in zip(*(report.layers for report in found), strict=True):
+        assert one.layer == other.layer
+        assert other.after == pytest.approx(one.after, rel=1e-3)
+        assert other.after < other.before
+    assert all(parameter is held[name] for name, parameter in students[1].named_parameters())
+    torch.testing.assert_close(students[1](images), students[0](images), rtol=1e-3, atol=1e-3)
+
+
 def test_a_student_without_a_layer_to_fit_is_refused():
     class Scaled(nn.Conv2d):
         def forward(self, x):

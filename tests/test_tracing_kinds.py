@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.ao.quantization import fake_quantize, observer
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import redistill
@@ -321,6 +321,22 @@ def test_normalised_weights_stay_normalised_in_the_student(name):
     assert student.state_dict().keys() == teacher.state_dict().keys()
     student.train()(X).sum().backward()
     assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", [*WEIGHTS, "pruned"])
+def test_a_tail_with_a_computed_weight_returns_to_the_teachers_grid(name):
+    wrap = WEIGHTS.get(name, lambda layer: prune.l1_unstructured(layer, "weight", 0.3))
+    tail = wrap(nn.Conv2d(16, 3, 3, padding=1))
+    teacher = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), tail).eval()
+    student = redistill.transform(teacher, X[:1], factors=(2,), taps="none").eval()
+    twin = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1), nn.Upsample(scale_factor=2)
+    )
+    twin[0].load_state_dict(teacher[0].state_dict())
+    teacher(X[:1])  # old hooks make the weight when they run
+    twin[2].load_state_dict({"weight": tail.weight, "bias": tail.bias})
+    torch.testing.assert_close(student(X), twin(X))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

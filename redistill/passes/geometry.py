@@ -17,7 +17,7 @@ from torch import nn
 
 from redistill.errors import PlanError
 from redistill.internal.text import format_shape
-from redistill.tracing.copying import without_parametrizations
+from redistill.tracing.copying import with_plain_weights
 from redistill.tracing.windows import Sides, Window
 
 
@@ -149,7 +149,7 @@ def stretched(window: Window, times: Sequence[int]) -> Window:
 
 def _with_repeated(module: nn.Module, repeats: Sequence[tuple[str, int, int]]) -> Any:
     """A copy of a module with weights of its own, repeated along an axis so many times."""
-    module = without_parametrizations(module)
+    module = with_plain_weights(module)
     found: Any = copy.copy(module)
     found._parameters = dict(found._parameters)
     for name, axis, count in repeats:

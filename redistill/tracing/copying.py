@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from redistill.errors import ModelError
 
@@ -74,17 +77,41 @@ def in_mode(module: M, training: bool) -> M:
     return cast(M, copies[module])
 
 
-def without_parametrizations(module: M) -> M:
-    """Copy one module with what its parametrizations yield now as plain parameters; as it is if it has none."""
-    if not is_parametrized(module):
+def with_plain_weights(module: M) -> M:
+    """Copy one module with what its parametrizations yield now as plain parameters; as it is if it has none.
+
+    Norms and masks of weights that are hooks, as they were before parametrizations, count as such.
+    """
+    hooks = {key: hook for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _WEIGHT_HOOKS)}
+    if not is_parametrized(module) and not hooks:
         return module
     twin: M = object.__new__(type_before_parametrizations(module))
     twin.__dict__.update(module.__dict__)
-    modules, parameters = dict(module._modules), dict(module._parameters)
-    for name in modules.pop("parametrizations"):  # type: ignore[union-attr]
+    modules, parameters, buffers = dict(module._modules), dict(module._parameters), dict(module._buffers)
+    for name in modules.pop("parametrizations", None) or ():  # type: ignore[union-attr]
         parameters[name] = nn.Parameter(getattr(module, name).detach().clone())
-    twin.__dict__.update(_modules=modules, _parameters=parameters)
+    for hook in hooks.values():
+        name, value = _yielded_by(hook, module)
+        for table in (parameters, buffers):
+            for suffix in ("g", "v", "u", "orig", "mask"):
+                table.pop(f"{name}_{suffix}", None)
+        parameters[name] = nn.Parameter(value.detach().clone())
+        twin.__dict__.pop(name, None)
+    left = OrderedDict((key, hook) for key, hook in module._forward_pre_hooks.items() if key not in hooks)
+    twin.__dict__.update(_modules=modules, _parameters=parameters, _buffers=buffers, _forward_pre_hooks=left)
     return twin
+
+
+_WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+
+
+def _yielded_by(hook: Any, module: nn.Module) -> tuple[str, Tensor]:
+    """The name of the weight that a hook of torch's makes before each call, and what it makes it."""
+    if isinstance(hook, BasePruningMethod):
+        return hook._tensor_name, hook.apply_mask(module)  # type: ignore[no-untyped-call]
+    if isinstance(hook, SpectralNorm):
+        return hook.name, hook.compute_weight(module, do_power_iteration=False)
+    return hook.name, hook.compute_weight(module)
 
 
 def check_copyable(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from redistill.compiler.fitting.layers import Layers, Site, find_layers
+from redistill.compiler.fitting.normalised import plain_weights
 from redistill.compiler.fitting.norms import Statistics, calibrate
 from redistill.compiler.fitting.regression import Moments, choose_ridge
 from redistill.compiler.fitting.stream import Stream
@@ -136,7 +137,8 @@ def fit_graphs(
     """Fit a student to a teacher that is a graph already; see :func:`fit`."""
     teacher = working_copy(teacher)
     set_mode(teacher, training=False)
-    with mode_of(student, training=False):
+    plain = plain_weights(student, write=True), plain_weights(teacher, write=False)
+    with mode_of(student, training=False), plain[0], plain[1]:
         layers = find_layers(student, teacher, tuple(value[:2] for value in inputs))
         if not layers.sites and layers.left:
             raise FitError(f"none of the {len(layers.left)} layers can be fitted: {_first_reasons(layers.left)}")
