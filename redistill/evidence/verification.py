@@ -31,7 +31,7 @@ def verify(model: nn.Module, student: Student, analysis: Analysis) -> str:
     expected, found = _run(model.eval(), analysis), _run(student.eval(), analysis)
     if _form(expected) != _form(found):
         return f"another output: {_form(found)} for {_form(expected)}"[:300]
-    if not _trains(student, analysis):
+    if not _trains(model, student, analysis):
         return "not finite"
     return _verify_unpooled(expected, analysis) or _verify_saved(untouched, student.eval(), analysis)
 
@@ -52,8 +52,8 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [x for x in tree_leaves(take_apart(output)[0]) if isinstance(x, Tensor)]
 
 
-def _trains(student: Student, analysis: Analysis) -> bool:
-    """One training step's gradients are finite: two maps of 96 a side, or of full size where it must be."""
+def _trains(model: nn.Module, student: Student, analysis: Analysis) -> bool:
+    """One training step's gradients are finite: two maps of 96 a side, or of full size where the teacher needs it."""
     for side in (96, analysis.inputs[0].shape[-1]):
         two = tuple(_two_of(x, side) for x in analysis.inputs)
         try:
@@ -64,8 +64,20 @@ def _trains(student: Student, analysis: Analysis) -> bool:
         loss.backward()  # type: ignore[no-untyped-call]
         finite = [bool(p.grad.isfinite().all()) for p in student.parameters() if p.grad is not None]
         student.zero_grad(set_to_none=True)
-        return bool(loss.isfinite()) and bool(finite) and all(finite)
+        if bool(loss.isfinite()) and bool(finite) and all(finite):
+            return True
+        if _runs(model, analysis, two):
+            return False
     return False
+
+
+def _runs(model: nn.Module, analysis: Analysis, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the teacher takes these inputs and yields finite values."""
+    try:
+        with torch.no_grad():
+            return all(bool(x.isfinite().all()) for x in tensors_of(analysis.call.run(clone(model).train(), inputs)))
+    except Exception:
+        return False
 
 
 def _two_of(tensor: Tensor, side: int) -> Tensor:
