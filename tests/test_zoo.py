@@ -91,6 +91,22 @@ def test_refusals_are_told_apart_by_their_reasons():
     assert sum(int(row[2]) for row in table.rows) == 3
 
 
+def test_networks_without_any_smaller_plan_are_told_apart():
+    rows = [Row("timm", name, outcome, convolutions=9, budget="2x", poolable=poolable) for name, outcome, poolable in (
+        ("a", "verified", True), ("b", "refused", False), ("c", "refused", True), ("d", "refused", None),
+    )]  # fmt: skip
+    text = str(summary(rows))
+    assert "of 4 networks with convolutions beyond a patch embedding 1 are verified (25.0%)" in text
+    assert "1 have no plan that needs less than the teacher" in text
+    assert "of the remaining 3 networks 1 are verified (33.3%)" in text
+
+
+def test_a_row_says_whether_any_plan_is_smaller():
+    spec = "torch.nn:Conv2d?in_channels=3&out_channels=4&kernel_size=3&padding=1"
+    row = Row(**try_network(catalogue.Entry("torch", spec, "1x3x16x16")))
+    assert (row.outcome, row.poolable) == ("refused", False)
+
+
 class Peaks(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -24,6 +24,7 @@ class Row:
             library's), ``died`` (with the signal as reason), ``out of time``, ``out of memory``, ``not built``.
         convolutions: those whose windows overlap, so neither pointwise ones nor patch embeddings.
         part: the part that was planned, where the whole cannot be traced for the data decide what it does.
+        poolable: whether a plan of its lattice needs less than the teacher; None where there is no lattice.
         budget: ``2x`` as asked, or ``any`` where 2x is out of reach.
         difference: bytes measured while the student ran minus bytes predicted (``graph``).
         seconds: of one processor, from the module to its student.
@@ -43,6 +44,7 @@ class Row:
     seconds: float | None = None
     reason: str = ""
     part: str = ""
+    poolable: bool | None = None
 
     @property
     def is_convolutional(self) -> bool:
@@ -79,7 +81,9 @@ def summary(rows: Sequence[Row]) -> Table:
     by_library = {name: [r for r in rows if r.library == name] for name in dict.fromkeys(r.library for r in rows)}
     for name, some in (*by_library.items(), ("all", rows)):
         table.add(name, *_counts([r for r in some if r.outcome != "not built"]))
-    table.notes.append(_share_verified([r for r in rows if r.is_convolutional and r.outcome != "not built"]))
+    convolutional = [r for r in rows if r.is_convolutional and r.outcome != "not built"]
+    table.notes.append(_share_verified(convolutional))
+    table.notes.append(_share_of_poolable(convolutional))
     table.notes += [f"{count} {outcome}" for outcome, count in sorted(Counter(r.outcome for r in rows).items())]
     return table
 
@@ -94,6 +98,18 @@ def _share_verified(rows: Sequence[Row]) -> str:
         f"of {len(rows)} networks with convolutions beyond a patch embedding {len(verified)} are verified ({share}): "
         f"{len(verified) - len(milder)} at 2x and {len(milder)} at the mildest budget that they have (in the median "
         f"{statistics.median(milder or [1.0]):.2f}x); {parts} of them up to where only the data decide what follows"
+    )
+
+
+def _share_of_poolable(rows: Sequence[Row]) -> str:
+    """How many of those are verified whose lattice has any plan that needs less than the teacher."""
+    verified = sum(r.outcome == "verified" for r in rows)
+    bare = sum(r.outcome == "refused" and r.poolable is False for r in rows)
+    rest = len(rows) - bare
+    share = f"{verified / max(1, rest):.1%}"
+    return (
+        f"of the others, {bare} have no plan that needs less than the teacher, whose peak is at an image, at an output "
+        f"or where a grid is fixed; of the remaining {rest} networks {verified} are verified ({share})"
     )
 
 

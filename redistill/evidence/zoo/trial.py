@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from redistill import InfeasibleBudgetError, RedistillError, Student, measure, profile
 from redistill.compiler.analysis import Analysis, analyze
+from redistill.compiler.choosing import planning_problem
 from redistill.compiler.parts import find_part
 from redistill.compiler.pipeline import make_student
 from redistill.compiler.request import Request
@@ -21,6 +22,7 @@ from redistill.evidence.verification import verify
 from redistill.evidence.zoo.catalogue import Entry, build
 from redistill.evidence.zoo.results import Row
 from redistill.internal.reasons import reason
+from redistill.planning.search import least_peak
 from redistill.student import record_of
 
 ASKED = "2x"
@@ -57,6 +59,7 @@ def _transform(row: Row, model: nn.Module, inputs: Any) -> None:
     try:
         part, analysis = _understand(model, inputs)
         row.traced, row.part = True, part
+        row.poolable = _has_smaller_plan(analysis)
         student = _mildest(row, analysis)
     finally:
         row.seconds = round(time.process_time() - started, 2)
@@ -76,6 +79,13 @@ def _understand(model: nn.Module, inputs: Any) -> tuple[str, Analysis]:
         return "", analyze(model, inputs)
     except TraceError as error:
         return find_part(model, inputs, error, analyze)
+
+
+def _has_smaller_plan(analysis: Analysis) -> bool:
+    """Whether a plan of its lattice needs less than the teacher, as far as is known before it is carried out."""
+    problem = planning_problem(analysis)
+    least = least_peak(problem)
+    return least is not None and problem.peak(least.plan) < analysis.profile.peak_bytes
 
 
 def _mildest(row: Row, analysis: Analysis) -> Student:
