@@ -109,7 +109,7 @@ WAYS: dict[str, Callable[[nn.Module, str], Made]] = {
     "patches": pooled(levers="patches"),
     "patches,pool": pooled(levers="patches,pool"),
 }
-MEASURED = {"pool, fidelity": "pool", "resize,pool, fidelity": "resize,pool"}
+MEASURED = {f"{levers}, fidelity": levers for levers in ("pool", "resize,pool", "patches,pool")}
 """Ways whose plan is chosen by fitting students and judging them."""
 
 
@@ -195,7 +195,8 @@ def _make(way: str, budget: str, teacher: nn.Module, pictures: Pictures, seconds
         teacher, torch.zeros(EXAMPLE), budget, taps="none", objective="fidelity", levers=MEASURED[way],
         calibration=pictures.fit, time_limit=seconds,
     )  # fmt: skip
-    return pooled(factors=chosen.plan.factors, levers=MEASURED[way])(teacher, budget)
+    chosen.load_state_dict(teacher.state_dict())
+    return chosen, teacher, ",".join(map(str, chosen.plan.factors))
 
 
 def _peak(student: nn.Module) -> int:

@@ -26,6 +26,10 @@ _POOLS: dict[int, Callable[..., Tensor]] = {
 }
 
 
+Crop = tuple[slice, ...]
+_ALL = (slice(None),) * 3
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a convolution or of a linear layer: the function and its arguments by name."""
@@ -68,19 +72,19 @@ class Call:
         found: Tensor = self.function(**self.arguments)
         return found.movedim(-1, 1) if self.is_linear else found
 
-    def grid(self) -> tuple[int, ...]:
-        """Batch and grid of its output: all but the channels."""
+    def grid(self, crop: Crop | None = None) -> tuple[int, ...]:
+        """Batch and grid of its output, all but the channels; of the part that is left of it by ``crop``."""
         if self.is_linear:
             return tuple(self.inputs.shape[:-1])
-        sides = (len(view) for view in self._windows())
-        return (self.inputs.shape[0], *sides)
+        sides = [len(view) for view in self._windows()]
+        return (self.inputs.shape[0], *(len(range(s)[part]) for s, part in zip(sides, crop or _ALL, strict=False)))
 
-    def patches(self) -> Tensor:
+    def patches(self, crop: Crop | None = None) -> Tensor:
         """What each position of the output sees, by group: (B, groups, features, positions)."""
         if self.is_linear:
             seen = self.inputs.movedim(-1, 1).flatten(2) if self.inputs.dim() > 2 else self.inputs.unsqueeze(2)
         else:
-            seen = self._unfolded()
+            seen = self._unfolded(crop)
         return seen.reshape(len(seen), self.groups, -1, seen.shape[2])
 
     def _windows(self) -> list[range]:
@@ -92,7 +96,7 @@ class Call:
             sides.append(range(0, side + sum(self.padding()[axis]) - reach, self.each("stride", 1)[axis]))
         return sides
 
-    def _unfolded(self) -> Tensor:
+    def _unfolded(self, crop: Crop | None) -> Tensor:
         """(B, C x kernel, positions)."""
         kernel, dilation, stride = self.weight.shape[2:], self.each("dilation", 1), self.each("stride", 1)
         axes = len(kernel)
@@ -101,6 +105,8 @@ class Call:
             seen = seen.unfold(axis + 2, dilation[axis] * (kernel[axis] - 1) + 1, stride[axis])
         dilated: Any = (..., *(slice(None, None, d) for d in dilation))
         seen = seen[dilated]  # (B, C, grid, kernel)
+        left: Any = (slice(None), slice(None), *(crop or ()))
+        seen = seen[left]
         seen = seen.permute(0, 1, *range(axes + 2, 2 * axes + 2), *range(2, axes + 2))
         return seen.reshape(len(seen), -1, math.prod(seen.shape[axes + 2 :]))
 
@@ -157,17 +163,18 @@ def catch(weight: Tensor, compute: Callable[[], Any]) -> Call:
     raise LookupError("the weight is not used there")
 
 
-def on_grid(value: Tensor, call: Call) -> Tensor | None:
+def on_grid(value: Tensor, call: Call, crop: Crop | None = None) -> Tensor | None:
     """A teacher's output (B, C, ...) as the student's ``call`` should give it; None if the two cannot be compared.
 
-    Averaged to its grid; where a pixel shuffle follows in the student, its pixels are laid into channels.
+    Averaged to its grid, of which ``crop`` may be all that is read; where a pixel shuffle follows in the student, its
+    pixels are laid into channels.
     """
     times = call.weight.shape[0] // value.shape[1]
     side = math.isqrt(times)
     if times > 1 and (value.dim() != 4 or side * side != times):
         return None
     laid = F.pixel_unshuffle(value, side) if side > 1 else value
-    batch, *grid = call.grid()
+    batch, *grid = call.grid(crop)
     if list(laid.shape[2:]) == grid:
         return laid if len(laid) == batch else None
     tokens = call.is_linear and len(grid) == 1  # rows of a grid laid end to end: no average of neighbours is meant

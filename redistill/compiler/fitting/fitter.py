@@ -41,8 +41,8 @@ class LayerFit:
 
     Attributes:
         layer: the layer's path.
-        before: with the inherited weights, behind fitted layers.
-        after: with the fitted weights.
+        before: with the inherited weights, scaled to the teacher's variance, behind fitted layers.
+        after: with the fitted weights, before their outputs get back the variance that stays unexplained.
     """
 
     layer: str
@@ -96,8 +96,8 @@ def fit(
         student: a student that inherited the teacher's weights; see ``redistill.transform``.
         teacher: its teacher, on the same device; it is not changed.
         inputs: a batch of what both networks are called with, such as images (B, C, H, W); the more the better.
-        ridge: least pull towards the inherited weights, relative to the mean power of a layer's inputs; each layer
-            gets a stronger one, or keeps its weights, where that explains more of images it was not solved on.
+        ridge: least pull towards the inherited weights, scaled, relative to the mean power of a layer's inputs; each
+            layer gets a stronger one, or keeps its weights, where that explains more of images it was not solved on.
         memory: bytes of maps that may be kept between layers, for each of the two networks. Less memory takes longer,
             for maps that are not kept are computed again. Beside them and the images there are the maps of one batch
             of 16 images, and of one layer the matrix to invert: 16 bytes for each pair of its weights to one output.
@@ -181,9 +181,11 @@ class _Fitter:
             return
         regression = moments.whole().result()
         inherited = site.weight.cpu().double().reshape(regression.moment.mT.shape).mT
-        weights = regression.solve(inherited, choose_ridge(moments, inherited))
+        start = regression.scaled(inherited) if site.is_last else regression.restored(inherited)
+        solved = regression.solve(start, choose_ridge(moments, start))
+        self.fits.append(LayerFit(site.layer, regression.unexplained(start), regression.unexplained(solved)))
+        weights = solved if site.is_last else regression.restored(solved)
         site.weight.copy_(weights.mT.reshape(site.weight.shape))
-        self.fits.append(LayerFit(site.layer, regression.unexplained(inherited), regression.unexplained(weights)))
         shift = regression.shift(weights).flatten()
         if bias is not None:
             bias.copy_(shift)
@@ -198,11 +200,13 @@ class _Fitter:
         moments: Moments | None = None
         for _ in zip(self.student.at(site.node), self.teacher.at(site.teacher_node), strict=True):
             call = self.student.call(site.node, site.weight)
-            aim = on_grid(self.teacher.call(site.teacher_node, site.teacher_weight).output(), call)
+            aim = on_grid(self.teacher.call(site.teacher_node, site.teacher_weight).output(), call, site.crop)
             if aim is None:
                 return None, None
             moments = moments or Moments(self.ridge, centred=site.norm is not None or call.bias is not None)
-            moments.add_to_either(call.patches(), aim.reshape(len(aim), call.groups, aim.shape[1] // call.groups, -1))
+            moments.add_to_either(
+                call.patches(site.crop), aim.reshape(len(aim), call.groups, aim.shape[1] // call.groups, -1)
+            )
         return moments, call.bias
 
     def _measure(self, node: Node) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from redistill.errors import ModelError
 from redistill.internal.text import format_shape
-from redistill.tracing.linear_calls import Call, Listening
-from redistill.tracing.operators import is_foldable_batch_norm, is_plain_batch_norm, modules_of
+from redistill.tracing.linear_calls import Call, Crop, Listening
+from redistill.tracing.operators import is_plain_batch_norm, modules_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Site:
         teacher_node: where the teacher's graph makes it.
         teacher_weight: the teacher's weight.
         norm: the student's batch norm that alone reads the output, if there is one.
+        crop: the part of the call's grid that is read, if the rest is cut off at once.
+        is_last: whether no other layer comes after it.
     """
 
     layer: str
@@ -35,6 +38,8 @@ class Site:
     teacher_node: Node
     teacher_weight: Tensor
     norm: Node | None
+    crop: Crop | None
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,31 @@ class Layers:
 
 
 class _Listener(Interpreter):
-    """Runs a graph and notes the calls each node makes."""
+    """Runs a graph and notes the calls each node makes, and which of them make its output."""
 
     def __init__(self, graph_module: GraphModule) -> None:
         super().__init__(graph_module)
         self.calls: list[tuple[Node, Call]] = []
+        self.plain: set[Node] = set()
 
     def run_node(self, n: Node) -> Any:
-        with Listening(lambda call: self.calls.append((n, call))):
-            return super().run_node(n)
+        calls: list[Call] = []
+        with Listening(calls.append):
+            output = super().run_node(n)
+        self.calls += [(n, call) for call in calls]
+        if len(calls) == 1 and isinstance(output, Tensor) and _gives(calls[0], output):
+            self.plain.add(n)
+        return output
+
+    def calls_by_weight(self) -> dict[str, list[tuple[Node, Call]]]:
+        """The calls by the name of their weight; a computed weight goes by the node that uses it."""
+        names: dict[int, str] = {}
+        for name, parameter in self.module.named_parameters():
+            names.setdefault(id(parameter), name)
+        found: dict[str, list[tuple[Node, Call]]] = defaultdict(list)
+        for node, call in self.calls:
+            found[names.get(id(call.weight), f"{node.target} ({node.name})")].append((node, call))
+        return found
 
 
 def find_layers(student: GraphModule, teacher: GraphModule, inputs: tuple[Tensor, ...]) -> Layers:
@@ -72,40 +93,43 @@ def find_layers(student: GraphModule, teacher: GraphModule, inputs: tuple[Tensor
     Raises:
         ModelError: weights of one name and two shapes: the student was made from another teacher.
     """
-    ours, theirs = _calls_by_weight(student, inputs), _calls_by_weight(teacher, inputs)
+    ours, theirs = _listen(student, inputs), _listen(teacher, inputs)
     same = find_unchanged(student, teacher)
-    norm_after = _norms_after(student)
+    calls, measured = ours.calls_by_weight(), _measured_norms(student)
+    last_nodes = _last(student, {node for node, _ in ours.calls})
     sites, unchanged, left = [], [], {}
-    for name, found in theirs.items():
+    for name, found in theirs.calls_by_weight().items():
         layer = name.removesuffix(".weight")
-        reason = _obstacle(name, ours.get(name, []), found)
+        reason = _obstacle(name, calls.get(name, []), found)
         if reason:
             left[layer] = reason
             continue
-        (node, call), (teacher_node, teacher_call) = ours[name][0], found[0]
+        (node, call), (teacher_node, teacher_call) = calls[name][0], found[0]
         _check_shapes(layer, call.weight, teacher_call.weight)
         if node in same:
             unchanged.append(layer)
         else:
-            norm = norm_after.get(node)
-            sites.append(Site(layer, node, call.weight, teacher_node, teacher_call.weight, norm))
+            crop = crop_after(node)
+            reader = _only_reader(node if crop is None else next(iter(node.users)))
+            norm = reader if reader in measured and node in ours.plain else None
+            last = node in last_nodes
+            sites.append(Site(layer, node, call.weight, teacher_node, teacher_call.weight, norm, crop, last))
     order = {node: index for index, node in enumerate(student.graph.nodes)}
     behind = {site.norm for site in sites}
-    norms = tuple(n for n in _measured_norms(student) if n not in same and n not in behind)
+    norms = tuple(n for n in measured if n not in same and n not in behind)
     return Layers(tuple(sorted(sites, key=lambda s: order[s.node])), norms, tuple(unchanged), left)
 
 
-def _calls_by_weight(graph_module: GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, list[tuple[Node, Call]]]:
-    """The calls of a network by the name of their weight; a computed weight goes by the node that uses it."""
+def _listen(graph_module: GraphModule, inputs: tuple[Tensor, ...]) -> _Listener:
     listener = _Listener(graph_module)
     listener.run(*(value.clone() for value in inputs))
-    names: dict[int, str] = {}
-    for name, parameter in graph_module.named_parameters():
-        names.setdefault(id(parameter), name)
-    found: dict[str, list[tuple[Node, Call]]] = defaultdict(list)
-    for node, call in listener.calls:
-        found[names.get(id(call.weight), f"{node.target} ({node.name})")].append((node, call))
-    return found
+    return listener
+
+
+def _gives(call: Call, output: Tensor) -> bool:
+    """Whether a node's output is what the call in it gives."""
+    found = call.function(**call.arguments)
+    return found.shape == output.shape and torch.equal(found, output)
 
 
 def _obstacle(name: str, ours: list[tuple[Node, Call]], theirs: list[tuple[Node, Call]]) -> str | None:
@@ -128,9 +152,27 @@ def _check_shapes(layer: str, ours: Tensor, theirs: Tensor) -> None:
         )
 
 
-def _norms_after(student: GraphModule) -> dict[Node, Node]:
-    modules = modules_of(student)
-    return {n.all_input_nodes[0]: n for n in student.graph.nodes if is_foldable_batch_norm(n, modules)}
+def _last(student: GraphModule, nodes: set[Node]) -> set[Node]:
+    """Those of ``nodes`` on which no other of them depends."""
+    before: set[Node] = set()  # nodes on which one of them depends
+    for node in reversed(student.graph.nodes):
+        if node in before or node in nodes:
+            before.update(node.all_input_nodes)
+    return nodes - before
+
+
+def crop_after(node: Node) -> Crop | None:
+    """The slices of the grid that alone are read of a node's output, where a rewritten operation made it too large."""
+    reader = _only_reader(node)
+    if reader is None or reader.op != "call_function" or reader.target is not getitem:
+        return None
+    index: Any = reader.args[1]
+    is_crop = isinstance(index, tuple) and index[0] is ... and all(isinstance(part, slice) for part in index[1:])
+    return index[1:] if is_crop else None
+
+
+def _only_reader(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _measured_norms(student: GraphModule) -> list[Node]:

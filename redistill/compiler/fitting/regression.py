@@ -17,6 +17,9 @@ TOLERANCE = 0.02
 STEPS = (1, 10, 100)
 """Ridges that are tried, in units of the one given."""
 
+GAIN = 5.0
+"""How many times an output may be raised to get its variance back: of one that is hardly explained, most is noise."""
+
 BLOCK = 1 << 25
 """Bytes of inputs that are laid out as a matrix at a time."""
 
@@ -101,15 +104,26 @@ class Regression:
         """``gram`` and ``moment`` about the means."""
         return self.gram - self.x @ self.x.mT, self.moment - self.x @ self.y.mT
 
+    @cached_property
+    def products(self) -> tuple[Tensor, Tensor]:
+        """``gram`` and ``moment`` as the regression sees them."""
+        return self.covariances if self.centred else (self.gram, self.moment)
+
     def solve(self, weights: Tensor, ridge: float | None = None) -> Tensor:
         """The best weights (G, F, O), pulled towards those given, by ``ridge`` where another is wanted."""
         ridge = self.ridge if ridge is None else ridge
         if math.isinf(ridge):
             return weights
-        gram, moment = self.covariances if self.centred else (self.gram, self.moment)
+        gram, moment = self.products
         power = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)
         damped = gram + torch.diag_embed((ridge * power)[:, None].expand(gram.shape[:2]))
         return weights + torch.cholesky_solve(moment - gram @ weights, torch.linalg.cholesky(damped))
+
+    def scaled(self, weights: Tensor) -> Tensor:
+        """The weights with the one gain that explains most: where a layer is hardly explained, less is more."""
+        gram, moment = self.products
+        given, common = (weights * (gram @ weights)).sum(), (weights * moment).sum()
+        return weights * (common / given.clamp_min(TINY)).clamp(0, GAIN)
 
     def shift(self, weights: Tensor) -> Tensor:
         """The constant (G, O) that gives the mean wanted."""
@@ -119,6 +133,16 @@ class Regression:
         """Mean and variance (G, O) of what weights give, before any bias."""
         variance = (weights * (self.covariances[0] @ weights)).sum(1)
         return (weights.mT @ self.x).squeeze(2), variance.clamp_min(0)
+
+    def restored(self, weights: Tensor) -> Tensor:
+        """The weights with the gain of each output at which it has the variance wanted.
+
+        Whatever a regression cannot explain is missing from the variance of what it gives, and what is missing in one
+        layer is missing in all that follow.
+        """
+        wanted = (self.square - self.y.square()).mT.clamp_min(0)
+        given = self.statistics(weights)[1].unsqueeze(1)
+        return weights * (wanted / given.clamp_min(TINY)).sqrt().clamp(1 / GAIN, GAIN)
 
     def unexplained(self, weights: Tensor) -> float:
         """The share of the outputs' variance that weights do not explain."""
@@ -151,7 +175,7 @@ def is_well_conditioned(x: Tensor, ridge: float, centred: bool) -> bool:
     is ridge p, with p the mean square or, ``centred``, the mean variance.
     """
     square = x.float().square().mean()
-    power = x.float().var((0, 3), correction=0).mean() if centred else square
+    power = square - x.float().mean((0, 3)).square().mean() if centred else square
     error = torch.finfo(torch.float32).eps * x.shape[2] * square
     return bool(error <= TOLERANCE * ridge * power)
 
