@@ -20,6 +20,7 @@ TABLES = {
     "unets": "UNet denoisers, ours and diffusers', at several budgets",
     "sampling": "64 images by DDIM-50, teacher against 4x student, in turn",
     "arena": "the arena that ExecuTorch plans, byte by byte, and the file run (needs redistill[export])",
+    "microcontroller": "int8 networks, plain and in parts, in TensorFlow Lite Micro (needs redistill[tflm,export])",
     "zoo": "networks of public libraries, each transformed and checked in a process of its own (zoo --help)",
     "libraries": "what people bring, from the teacher to an ONNX file, each in a process of its own",
     "fitting": "fitting a student to its teacher at 224 with 256 images: seconds, and what it gains",
@@ -31,7 +32,7 @@ TABLES = {
 }
 NARROWED = ("coverage", "arena", "lossless")
 """Tables of which a part can be asked for."""
-COMMANDS = ("zoo", "libraries", "trust", "patches", "photographs")
+COMMANDS = ("microcontroller", "zoo", "libraries", "trust", "patches", "photographs")
 """Tables with options of their own."""
 
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="redistill evidence",
         description="Recompute a table of the README.",
-        epilog="\n".join(f"  {name:11} {text}" for name, text in TABLES.items()),
+        epilog="\n".join(f"  {name:15} {text}" for name, text in TABLES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", choices=TABLES)

@@ -7,7 +7,8 @@
 preparation  what is exported: captured, batch norms folded, in the order of least memory if so wished
 formats      the kinds of file; executorch, onnx, pt2 and tflite build and run them
 executorch   lowering to its dialect, planning of its arena, accounting for each byte of it
-tflite       the same for microcontrollers, whose interpreter tells its arena
+tflite       the same for microcontrollers, whose interpreter tells its arena; its files are read and changed
+             (tflite_file), rid of needless copies (tflite_passes) and given offsets (tflite_layout)
 parity       a file is run and compared with its network before it is written
 calibration  images for int8; metadata is what a file says of itself
 """

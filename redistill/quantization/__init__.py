@@ -11,6 +11,7 @@ quantizer      which values become int8
 post_training  observe a few batches, then round
 aware          train with rounded weights and activations
 conversion     from observed ranges to int8
+parts          the int8 network of a student that is run in parts
 """
 
 from redistill.errors import QuantizationError
