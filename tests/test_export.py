@@ -26,7 +26,7 @@ from redistill.export.__main__ import main
 from redistill.export.calibration import calibration_batches
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import find_experiment
-from redistill.export.parity import relative_error
+from redistill.export.parity import int8_bound, relative_error
 from redistill.quantization import quantize
 from redistill.quantization.files import save_program
 from tests.trainers.small_networks import small_resnet
@@ -318,3 +318,8 @@ def test_tflite_keeps_the_scales_and_needs_what_is_predicted(int8_student, tmp_p
     exported = export(int8_student, tmp_path / "student.tflite", "tflite")
     assert exported.parity.relative_error < 0.02
     assert exported.interpreter.live == exported.interpreter.activations == int8_student.profile.peak_bytes
+
+
+@pytest.mark.parametrize(("rounding", "bound"), [(0.01, 0.1), (0.3, 0.3), (1.5, 0.5)])
+def test_int8_kernels_may_differ_as_int8_differs_from_float(rounding, bound):
+    assert int8_bound(rounding) == bound

@@ -19,7 +19,7 @@ from redistill.errors import ExportError
 from redistill.evidence.networks import short
 from redistill.evidence.patches import settle
 from redistill.export import PreparedModel, make_int8, prepare
-from redistill.export.exporting import compare
+from redistill.export.exporting import compare, quantization_error
 from redistill.export.formats import format_named
 from redistill.export.microcontroller import InterpreterArena, measure_arena
 from redistill.internal.tables import Table
@@ -29,7 +29,18 @@ NETWORKS = (("redistill:ds_cnn", "pool"), ("torchvision:mobilenet_v2", "patches"
 """Networks, and what makes their students."""
 SIDE = 96
 CALIBRATION, TRIALS = 16, 4
-COLUMNS = ("network", "arena", "records", "activations", "predicted", "zeros around parts", "else", "parity", "outputs")
+COLUMNS = (
+    "network",
+    "arena",
+    "records",
+    "activations",
+    "predicted",
+    "zeros around parts",
+    "else",
+    "rounding",
+    "parity",
+    "outputs",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Bytes, int8, random weights, batch norms settled on noise. arena = records + activations, as the interpreter "
         "reports it on this machine.",
         "predicted: convention deploy; activations = predicted + zeros around parts + else, to the byte.",
-        f"parity: relative, to our int8 network on {TRIALS} inputs. outputs: of the network in parts beside the whole.",
+        "rounding: of our int8 network beside the float one, relative to the largest output.",
+        f"parity: of the interpreter beside our int8 network, relative, on {TRIALS} inputs.",
+        "outputs: of the network in parts beside the whole one, in the interpreter.",
     ]
     sys.stdout.write(f"{table}\n")
     return 0
@@ -124,5 +137,6 @@ def _row(case: Case, outputs: str) -> Iterator[str]:
     yield f"{predicted:,}"
     yield f"{arena.zeros:,}"
     yield f"{arena.activations - arena.zeros - predicted:,}"
+    yield f"{quantization_error(case.prepared):.1e}"
     yield f"{case.parity:.1e}"
     yield outputs

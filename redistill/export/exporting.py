@@ -11,7 +11,7 @@ import torch
 
 from redistill.errors import ExportError
 from redistill.export.formats import Format, format_named
-from redistill.export.parity import FLOAT_BOUND, INT8_BOUND, Parity, check_parity, relative_error
+from redistill.export.parity import FLOAT_BOUND, Parity, check_parity, int8_bound, relative_error
 from redistill.export.preparation import PreparedModel, tensors_of, trial_inputs
 from redistill.internal.files import write_atomically
 
@@ -105,7 +105,7 @@ def check_quantized(chosen: Format, quantized: bool) -> None:
 def compare(prepared: PreparedModel, chosen: Format, data: bytes) -> Parity:
     """Run the file in its own runtime beside what it was made of: the int8 network, or else the float one."""
     reference = prepared.reference if prepared.int8 is None else prepared.int8
-    bound = FLOAT_BOUND if prepared.int8 is None else INT8_BOUND
+    bound = FLOAT_BOUND if prepared.int8 is None else int8_bound(quantization_error(prepared))
     trials = [(x,) for x in prepared.calibration[:INT8_TRIALS]] or trial_inputs(prepared.inputs)
     return check_parity(lambda inputs: chosen.run(data, inputs), reference, trials, bound, chosen.name)
 
