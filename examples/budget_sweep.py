@@ -11,7 +11,7 @@ print(f"teacher: {whole.peak_bytes:,} bytes at {whole.peak_node}, {whole.macs:,}
 
 for budget in ("1.5x", "2x", "3x", "4x", "6x", "100x"):
     try:
-        student = redistill.transform(teacher, images[:1], budget=budget, taps="none")
+        student = redistill.transform(teacher, images[:1], budget=budget)
     except redistill.InfeasibleBudgetError as error:
         print(f"{budget:>5}  {str(error)[:80]}...")
         continue

@@ -12,7 +12,7 @@ student = redistill.transform(teacher, images[:1], budget="4x")
 print(f"teacher {digits.accuracy(teacher, test_images, test_labels):.1f} %")
 print(f"student before training {digits.accuracy(student, test_images, test_labels):.1f} %, {student.plan.factors}")
 
-distil = redistill.Distiller(student, teacher, "red+kd", example=images[:32])
+distil = redistill.Distiller(student, teacher, "kd+reentry", example=images[:32])
 optimizer = torch.optim.AdamW(distil.parameters(), lr=3e-3)
 for epoch in range(4):
     distil.train()

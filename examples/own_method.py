@@ -32,7 +32,7 @@ if __name__ == "__main__":
     images, labels, *_ = digits.load()
     teacher = digits.train(digits.network(), images, labels, epochs=1)
     student = redistill.transform(teacher, images[:1], budget="2x")
-    distil = redistill.Distiller(student, teacher, {"red": {}, SortedLogits: {"power": 1.0}}, example=images[:32])
+    distil = redistill.Distiller(student, teacher, {"kd": {}, SortedLogits: {"power": 1.0}}, example=images[:32])
     logits, losses = distil(images[:64])
     (F.cross_entropy(logits, labels[:64]) + sum(losses.values())).backward()
     print({name: round(loss.item(), 3) for name, loss in losses.items()})

@@ -10,7 +10,7 @@ from redistill.export import export, make_int8, prepare
 
 images, labels, test_images, test_labels = digits.load()
 teacher = digits.train(digits.network(), images, labels)
-student = redistill.transform(teacher, images[:1], budget="4x", taps="none")
+student = redistill.transform(teacher, images[:1], budget="4x")
 redistill.fit(student, teacher, images[:256])
 
 example = (images[:1],)

@@ -52,7 +52,7 @@ def teacher():
 
 @pytest.fixture
 def student(teacher):
-    return redistill.transform(teacher, IMAGES[:1], factors=[2, 1, 1])
+    return redistill.transform(teacher, IMAGES[:1], factors=[2, 1, 1], taps="auto")
 
 
 def step(distil, **more):
@@ -228,8 +228,8 @@ def test_methods_are_listed_with_papers_and_options():
 
 
 def test_a_student_without_taps_is_told_what_else_there_is(teacher):
-    student = redistill.transform(teacher, IMAGES[:1], factors=[2, 1, 1], taps="none")
-    with pytest.raises(TapError, match=r"no taps.*larger budget, or kd or reentry"):
+    student = redistill.transform(teacher, IMAGES[:1], factors=[2, 1, 1])
+    with pytest.raises(TapError, match=r'no taps; make it with taps="auto".*or use kd or reentry'):
         redistill.Distiller(student, teacher, "red")
 
 

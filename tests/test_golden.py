@@ -11,10 +11,10 @@ from redistill.models import example_inputs, load_model
 
 GOLDEN = Path(__file__).parent / "golden"
 STUDENTS = {
-    "resnet18": ("torchvision:resnet18", "4x"),
-    "mobilenet_v2": ("torchvision:mobilenet_v2", "4x"),
-    "densenet121": ("torchvision:densenet121", "4x"),
-    "ddpm_unet": ("redistill:ddpm_unet", "1.13MiB"),
+    "resnet18": ("torchvision:resnet18", "4x", "none"),
+    "mobilenet_v2": ("torchvision:mobilenet_v2", "4x", "auto"),
+    "densenet121": ("torchvision:densenet121", "4x", "none"),
+    "ddpm_unet": ("redistill:ddpm_unet", "1.13MiB", "auto"),
 }
 
 
@@ -29,11 +29,11 @@ def describe(student, inputs):
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_graph_of_a_student_is_the_golden_one(name, request):
-    spec, budget = STUDENTS[name]
+    spec, budget, taps = STUDENTS[name]
     with torch.random.fork_rng():
         model = load_model(spec, "random")
     inputs = example_inputs(spec, model)
-    found = "\n".join(describe(redistill.transform(model, inputs, budget).eval(), inputs)) + "\n"
+    found = "\n".join(describe(redistill.transform(model, inputs, budget, taps=taps).eval(), inputs)) + "\n"
     file = GOLDEN / f"{name}.txt"
     if request.config.getoption("--regenerate"):
         file.write_text(found)

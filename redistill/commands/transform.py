@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   redistill transform --budget 4x
   redistill transform --model "torchvision:mobilenet_v2?num_classes=10" --budget 512KiB --output student
   redistill transform --model torchvision:mobilenet_v2 --budget 4x --levers patches   (the same outputs)
-  redistill transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps none   (the paper's student)
+  redistill transform --model torchvision:resnet18 --factors 4,2,2,2,1 --taps auto   (the paper's, RED blocks too)
   redistill transform --model redistill:ddpm_unet --budget 1.13MiB --html report.html
 
 exit codes: 0 done, 2 something given cannot be used, 3 no plan fits the budget"""
@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
     group.add_argument(
-        "--taps", default="auto", metavar="auto|none|FILE", help="distillation taps (default: %(default)s)"
+        "--taps", default="none", metavar="none|auto|FILE",
+        help="RED blocks for the method red; auto: where the paper has them (default: %(default)s)",
     )
     group.add_argument(
         "--init", choices=("gentle", "default"), default="gentle", help="how RED blocks start (default: %(default)s)"

@@ -36,7 +36,7 @@ def transform(
     budget: str | int | Budget = "4x",
     convention: str | Convention = "deploy",
     objective: str | Objective | Callable[..., Any] = "macs",
-    taps: str | Path | Sequence[Sequence[str]] = "auto",
+    taps: str | Path | Sequence[Sequence[str]] = "none",
     factors: Sequence[int] | None = None,
     *,
     dtype: str | None = None,
@@ -62,8 +62,9 @@ def transform(
         objective: ``macs`` keeps the most multiply-accumulates, ``earliest`` pools in the stem as the paper does,
             ``fidelity`` fits the plans worth trying to the teacher and takes the one that agrees with it best; or one's
             own, an ``Objective`` or a function of a problem that gives a score for each choice of each stage.
-        taps: ``auto``, ``none``, pairs of places ``[("layer2.0 in", "layer3.0 in")]`` (the student's, the teacher's) or
-            a YAML file of them; their RED blocks count within the budget.
+        taps: where RED blocks stand, within the budget: ``none``; ``auto``, at every transition that meets a grid of
+            the teacher's, as the paper has them; pairs of places ``[("layer2.0 in", "layer3.0 in")]`` (the student's,
+            the teacher's) or a YAML file of them. The method ``red`` needs them.
         factors: explicit pooling factors, one for each stage in data-flow order; then the budget is not consulted.
         dtype: count activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         init: how RED blocks start, ``gentle`` or ``default`` (see ``redistill.models.red_block.REDBlock``).
@@ -95,7 +96,7 @@ def transform(
     Example:
         >>> import torch, torchvision
         >>> teacher = torchvision.models.resnet18()
-        >>> print(transform(teacher, torch.zeros(1, 3, 64, 64), budget="4x", taps="none").plan)
+        >>> print(transform(teacher, torch.zeros(1, 3, 64, 64), budget="4x").plan)
         4, 2, 2, 1, 1: 0.312 -> 0.062 MiB (deploy), 58 % of the MACs
     """
     request = Request.of(

@@ -32,7 +32,7 @@ class Request:
         factors: explicit pooling factors, one for each free stage; None where a budget decides.
         convention: how peak memory is counted.
         objective: which of the plans that fit is best.
-        taps: ``auto``, ``none``, or the places of each tap as (student's, teacher's).
+        taps: ``none``, ``auto``, or the places of each tap as (student's, teacher's).
         init: how RED blocks start, ``gentle`` or ``default``.
         dtype: the type that activations are counted in; None: as they are.
         reorder: whether operations are first put into the order of least memory.
@@ -50,7 +50,7 @@ class Request:
     factors: tuple[int, ...] | None = None
     convention: Convention = DEPLOY
     objective: str | Objective = "macs"
-    taps: str | TapPlaces = "auto"
+    taps: str | TapPlaces = "none"
     init: str = "gentle"
     dtype: str | None = None
     reorder: bool = False
@@ -65,7 +65,7 @@ class Request:
         factors: Sequence[int] | None = None,
         convention: str | Convention = DEPLOY,
         objective: str | Objective | Callable[..., Any] = "macs",
-        taps: str | Path | Sequence[Sequence[str]] = "auto",
+        taps: str | Path | Sequence[Sequence[str]] = "none",
         init: str = "gentle",
         dtype: str | None = None,
         reorder: bool = False,

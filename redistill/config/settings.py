@@ -247,8 +247,8 @@ class StudentConfig(Section):
         folder: a saved student instead of either.
         model: an architecture of its own, instead of the teacher's; it starts from scratch or from `weights`.
         weights: a state dict of that architecture.
-        taps: where RED blocks stand: "auto", "none" or a file of places, packaged or your own; by default automatic
-            where `red` is a method.
+        taps: where RED blocks stand, which `red` needs: "none", "auto" (where the paper has them) or a file of places,
+            packaged or your own.
         start: from the teacher's weights as they are, fitted to the student's grids (see `redistill.fit`), or from
             scratch.
         red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's.
@@ -267,7 +267,7 @@ class StudentConfig(Section):
     weights: str | None = None
     convention: str = "deploy"
     objective: str = "macs"
-    taps: str | None = None
+    taps: str = "none"
     start: Literal["teacher", "fitted", "scratch"] = "teacher"
     red_init: Literal["gentle", "default"] = "gentle"
     recalibrate: Count = 8

@@ -69,10 +69,10 @@ def cases(spec: str) -> Iterator[Case]:
 def student_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, nn.Module]:
     """The student at 4x; where no plan reaches that, the one of least memory."""
     try:
-        return BUDGET, transform(model, inputs, BUDGET).eval()
+        return BUDGET, transform(model, inputs, BUDGET, taps="auto").eval()
     except InfeasibleBudgetError:
         _, best = smallest(analyze(model, inputs, check=False))
-        student = transform(model, inputs, best.peak_bytes)
+        student = transform(model, inputs, best.peak_bytes, taps="auto")
         ratio = record_of(student).teacher_profile.peak_bytes / record_of(student).plan.peak_bytes
         return f"{ratio:.2f}x (its best)", student.eval()
 

@@ -66,7 +66,7 @@ def attempt(model: nn.Module, analysis: Analysis | RedistillError, budget: str) 
     try:
         if isinstance(analysis, RedistillError):
             raise analysis
-        student = make_student(analysis, Request.of(budget))
+        student = make_student(analysis, Request.of(budget, taps="auto"))
     except RedistillError as error:
         kind = {"InfeasibleBudgetError": "refused", "TraceError": "not traced"}.get(type(error).__name__, "failed")
         return f"{kind}: {error}", "", "", ""

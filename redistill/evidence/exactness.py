@@ -39,11 +39,11 @@ def student_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, nn.Mo
     """The student at 4x or 2x; where an output that cannot shrink forbids both, every stage pooled by two."""
     for budget in ("4x", "2x"):
         try:
-            return budget, transform(model, inputs, budget).eval()
+            return budget, transform(model, inputs, budget, taps="auto").eval()
         except InfeasibleBudgetError:
             continue
     stages = len(find_stages(capture(model, inputs, check=False).graph_module, inputs).free)
-    return "factors 2", transform(model, inputs, factors=(2,) * stages).eval()
+    return "factors 2", transform(model, inputs, factors=(2,) * stages, taps="auto").eval()
 
 
 def difference(predicted: int, measured: int) -> str:

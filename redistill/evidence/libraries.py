@@ -127,7 +127,7 @@ def follow(case: Case, checkpoint: str | None = None) -> tuple[str, ...]:
     started = time.perf_counter()
     torch.manual_seed(0)
     teacher, example = case.build(checkpoint)
-    student = transform(teacher.eval(), example, case.budget)
+    student = transform(teacher.eval(), example, case.budget, taps="auto")
     result = "all done" if _train(student, teacher, example) else "NOT FINITE"
     student.eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ def obtain_student(experiment: Experiment[Any], teacher: nn.Module) -> nn.Module
         spec = student.model or config.teacher.model
         inherits = student.start != "scratch" and student.model is None
         origin = teacher if inherits else experiment.load_model(spec, student.weights or "random")
-        taps = student.taps or ("auto" if listens_to_taps(config.distillation) else "none")
-        made = _make(experiment, replace(student, taps=taps), spec, origin, example)
+        made = _make(experiment, student, spec, origin, example)
     if student.folder is not None or student.objective == FIDELITY or keeps_grids(made, student):
         return made
     if student.start == "fitted" and isinstance(made, redistill.Student):
@@ -60,9 +58,10 @@ def check_student(experiment: Experiment[Any]) -> None:
         RedistillError: naming the setting.
     """
     student = experiment.config.student
+    check_taps(student, experiment.config.distillation)
     with settings_named("student"):
         if student.budget is not None or student.factors is not None:
-            taps = _tap_file(student.taps or "auto")
+            taps = _tap_file(student.taps)
             if student.objective not in OBJECTIVES and not is_path(student.objective):
                 raise ConfigError(
                     f"student.objective: there is none {student.objective!r}{suggest(student.objective, OBJECTIVES)}"
@@ -95,9 +94,19 @@ def keeps_grids(made: nn.Module, config: StudentConfig) -> bool:
     return config.budget is None and config.factors is None
 
 
-def listens_to_taps(config: DistillationConfig) -> bool:
-    """Whether some method reads taps, as RED does; without one a student is spared the blocks."""
-    return Need.TAPS in Distillation(config.methods).needs
+def check_taps(student: StudentConfig, distillation: DistillationConfig) -> None:
+    """Refuse methods that read taps, as RED does, of a rewritten student that is asked for without any.
+
+    Raises:
+        ConfigError: naming method and remedy.
+    """
+    rewritten = student.folder is None and student.lever not in LEVERS and (student.budget or student.factors)
+    reading = [part.label for part in Distillation(distillation.methods).parts if Need.TAPS in part.method.needs]
+    if rewritten and reading and student.taps == "none":
+        raise ConfigError(
+            f"distillation.methods: {', '.join(reading)} needs taps and student.taps is none; set student.taps=auto, or "
+            "take kd or reentry, which need none"
+        )
 
 
 def _make(
@@ -120,7 +129,7 @@ def _make(
         factors=config.factors,
         convention=config.convention,
         objective=config.objective,
-        taps=_tap_file(config.taps or "auto"),
+        taps=_tap_file(config.taps),
         init=config.red_init,
         model=spec,
         levers=config.lever,

@@ -35,6 +35,7 @@ SMALL = [
     "recipe.steps=6",
     "run.log_every=1",
     "student.recalibrate=1",
+    "student.taps=auto",
     "distillation.first_stage=1",
 ]
 
@@ -226,7 +227,7 @@ def test_the_command_line_trains_teacher_and_student_and_both_can_be_loaded(sett
     assert "helpers while training" in shown
     assert [line.split()[0] for line in shown.splitlines()[2:5]] == ["teacher", "last", "best"]
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["helper_parameters"] == {"red": 0, "kd": 0}
+    assert summary["helper_parameters"] == {"kd": 0, "reentry": 0}
     assert (tmp_path / "curves.png").stat().st_size > 1000
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert saved["config"]["run"]["seed"] == 0
@@ -273,6 +274,7 @@ def test_a_saved_student_is_trained_further(settings, tmp_path):
     [
         (["distillation.methods=redd"], "no distillation method 'redd'; did you mean 'red'"),
         (["distillation.methods={kd: {temp: 3}}"], "did you mean 'temperature'"),
+        (["distillation.methods=red+kd", "student.taps=none"], "red needs taps and student.taps is none; set"),
         (["data.name=digit"], "did you mean 'digits'"),
         (["teacher.model=small_networks:small_resnet?num_classes=7", "teacher.weights=null"], "num_classes=10"),
         (["teacher.model=small_networks:small_resnet?num_classes=7"], "fc.weight is 10x32"),

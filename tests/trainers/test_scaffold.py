@@ -21,7 +21,7 @@ def teacher():
 
 @pytest.fixture
 def student(teacher):
-    return redistill.transform(copy.deepcopy(teacher), torch.zeros(1, 3, 32, 32), factors=[2, 2, 1, 1], taps="none")
+    return redistill.transform(copy.deepcopy(teacher), torch.zeros(1, 3, 32, 32), factors=[2, 2, 1, 1])
 
 
 def distiller(student, teacher, **options):
@@ -87,7 +87,7 @@ def test_the_block_is_a_blend():
 
 
 def test_what_cannot_be_is_refused(teacher):
-    same = redistill.transform(copy.deepcopy(teacher), torch.zeros(1, 3, 32, 32), factors=[1, 1, 1, 1], taps="none")
+    same = redistill.transform(copy.deepcopy(teacher), torch.zeros(1, 3, 32, 32), factors=[1, 1, 1, 1])
     with pytest.raises(ConfigError, match="pools no stage"):
         distiller(same, teacher)
     with pytest.raises(ConfigError, match=r"epochs=0\S* must be above 0"):

@@ -42,8 +42,8 @@ class RED(DistillationMethod):
         """Check that there are taps, and that each meets a teacher map of its own grid."""
         if not student.taps:
             raise TapError(
-                "red: the student has no taps, for none were asked for or their RED blocks do not fit its budget; "
-                "choose a larger budget, or kd or reentry, which need none"
+                'red: the student has no taps; make it with taps="auto" (student.taps=auto in a configuration) and a '
+                "budget that their RED blocks fit, or use kd or reentry, which need none"
             )
         for name, ours, theirs in pair(self.name, student.taps, teacher.taps, self.taps):
             require_equal_grids(self.name, name, ours, theirs)

@@ -92,12 +92,12 @@ def _mildest(row: Row, analysis: Analysis) -> Student:
     """The student at the reduction asked for; where that is out of reach, at any."""
     try:
         row.budget = ASKED
-        return make_student(analysis, Request.of(ASKED))
+        return make_student(analysis, Request.of(ASKED, taps="auto"))
     except InfeasibleBudgetError as error:
         row.reason = _one_line(error)
     row.budget = "any"
     below = f"{analysis.profile.peak_bytes - 1}B"
-    return make_student(analysis, Request.of(below))
+    return make_student(analysis, Request.of(below, taps="auto"))
 
 
 def _one_line(error: BaseException) -> str:
