@@ -232,6 +232,17 @@ def test_a_red_block_is_the_papers_formula():
     assert sum(p.numel() for p in block.parameters()) == 10 * 4**2 + 6 * 4
 
 
+def test_a_light_red_block_has_one_gate_and_a_depthwise_residual():
+    block = REDBlock(4, init="light").eval()
+    x = torch.randn(2, 4, 6, 6)
+    assert (block(x) - x).norm() / x.norm() < 0.15
+    gate = torch.sigmoid(block.gate_norm(F.conv2d(x, block.gate_conv.weight, block.gate_conv.bias)))
+    assert gate.shape == (2, 1, 6, 6)
+    residual = F.conv2d(x, block.residual_conv.weight, block.residual_conv.bias, padding=1, groups=4)
+    torch.testing.assert_close(block(x), x * gate + F.relu6(block.residual_norm(residual)))
+    assert sum(p.numel() for p in block.parameters()) == 13 * 4 + 3
+
+
 def test_batch_norms_fold_into_their_convolutions():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)).eval()
     module[1].running_mean.normal_()

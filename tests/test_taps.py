@@ -10,6 +10,7 @@ from redistill.memory.conventions import DEPLOY
 from redistill.models import load_model
 from redistill.planning.red_overhead import red_overhead
 from redistill.planning.taps import choose_taps, read_taps, resolve_taps
+from redistill.report.data import red_macs
 
 
 @pytest.fixture(scope="module", params=["resnet18", "resnet50"])
@@ -108,6 +109,18 @@ def test_a_tap_file_is_read_or_refused(tmp_path):
         read_taps(file)
     with pytest.raises(TapError, match="cannot be read: No such file"):
         read_taps(tmp_path / "missing.yaml")
+
+
+def test_light_blocks_cost_less_arithmetic_within_the_same_peak(tmp_path):
+    teacher, x = load_model("redistill:cifar_resnet?depth=8", "random"), torch.randn(1, 3, 32, 32)
+    gentle, light = (redistill.transform(teacher, x, "2x", taps="auto", init=init).eval() for init in ("gentle", "light"))
+    assert (light.plan.factors, light.plan.peak_bytes) == (gentle.plan.factors, gentle.plan.peak_bytes)
+    assert [tap.name for tap in light.taps] == [tap.name for tap in gentle.taps] != []
+    cost = {student: red_macs(redistill.profile(student, x)) for student in (gentle, light)}
+    assert 0 < cost[light] < 0.2 * cost[gentle]
+    again = redistill.load_student(light.save(tmp_path / "student"), teacher).eval()
+    assert torch.equal(again(x), light(x))
+    assert redistill.measure(light, x) == redistill.profile(light, x, "graph").peak_bytes
 
 
 def test_how_much_a_block_needs_is_found_without_a_draw():

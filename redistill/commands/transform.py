@@ -23,6 +23,7 @@ from redistill.compiler.request import LEVERS, MAX_EXTRA_MACS
 from redistill.data.calibration import find_preparation, override, read_calibration
 from redistill.errors import ModelError, PlanError
 from redistill.memory.meter import measure
+from redistill.models.red_block import INITS
 from redistill.planning.search import OBJECTIVES
 from redistill.report import plot, to_json, write_page
 from redistill.student import Student
@@ -68,8 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="RED blocks for the method red; auto: where the paper has them (default: %(default)s)",
     )
     group.add_argument(
-        "--init", choices=("gentle", "default"), default="gentle", help="how RED blocks start (default: %(default)s)"
-    )
+        "--init", choices=INITS, default="gentle",
+        help="how RED blocks start: gentle near the identity, default as in the paper; light: a cheaper block "
+        "(default: %(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--pass", dest="passes", action="append", default=[], metavar="package.module:Name",
         help="a torch.fx pass of your own, run after ours and verified; repeatable",

@@ -67,7 +67,8 @@ def transform(
             the teacher's) or a YAML file of them. The method ``red`` needs them.
         factors: explicit pooling factors, one for each stage in data-flow order; then the budget is not consulted.
         dtype: count activations as ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        init: how RED blocks start, ``gentle`` or ``default`` (see ``redistill.models.red_block.REDBlock``).
+        init: how RED blocks start, ``gentle`` or ``default``, or ``light``, a cheaper block (see
+            ``redistill.models.red_block.REDBlock``).
         reorder: first put the operations into the order of least memory.
         passes: ``torch.fx`` passes of one's own, run after ours; what they leave is verified, and counts.
         levers: by what the budget is met. ``patches`` runs part of the network piece by piece: outputs stay the same,

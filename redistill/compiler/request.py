@@ -12,11 +12,11 @@ from redistill.errors import ModelError, PlanError
 from redistill.internal.suggestions import suggest
 from redistill.memory.conventions import CONVENTIONS, DEPLOY, Convention, find_convention
 from redistill.memory.lifetimes import check_dtype
+from redistill.models.red_block import INITS
 from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.search import Objective, as_objective
 from redistill.planning.taps import TapPlaces, read_taps
 
-INITS = ("gentle", "default")
 TAP_WORDS = ("auto", "none")
 LEVERS = ("patches", "resize", "pool")
 """Ways to meet a budget: one that costs no accuracy, then those that do, in the order in which they act."""
@@ -33,7 +33,7 @@ class Request:
         convention: how peak memory is counted.
         objective: which of the plans that fit is best.
         taps: ``none``, ``auto``, or the places of each tap as (student's, teacher's).
-        init: how RED blocks start, ``gentle`` or ``default``.
+        init: how RED blocks start, ``gentle`` or ``default``, or ``light``, a cheaper block.
         dtype: the type that activations are counted in; None: as they are.
         reorder: whether operations are first put into the order of least memory.
         passes: the user's own, run after ours.

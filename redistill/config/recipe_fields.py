@@ -74,7 +74,7 @@ class RequestFields(Section):
     convention: Any = "deploy"
     objective: str = "macs"
     taps: Any = "auto"
-    init: Literal["gentle", "default"] = "gentle"
+    init: Literal["gentle", "default", "light"] = "gentle"
     dtype: str | None = None
     reorder: bool = False
 
