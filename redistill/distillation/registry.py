@@ -32,13 +32,14 @@ from redistill.distillation.methods.rkd import RKD
 from redistill.distillation.methods.scaffold import Scaffold
 from redistill.distillation.methods.sp import SP
 from redistill.distillation.methods.stage import Stage
+from redistill.distillation.methods.stage_maps import StageMaps
 from redistill.distillation.methods.vid import VID
 from redistill.distillation.share import MAIN, SHARE_OPTIONS, Share
 from redistill.errors import ConfigError, RedistillError
 from redistill.internal.plugins import find
 from redistill.internal.suggestions import suggest
 
-_OURS: tuple[type[DistillationMethod], ...] = (RED, Scaffold, Stage, KD, MSE, Reentry)
+_OURS: tuple[type[DistillationMethod], ...] = (RED, Scaffold, Stage, KD, MSE, Reentry, StageMaps)
 _FEATURES: tuple[type[DistillationMethod], ...] = (FitNet, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD, KDSVD)
 _LATER: tuple[type[DistillationMethod], ...] = (OFD, ReviewKD, DKD, MLLD)
 

@@ -127,6 +127,11 @@ def test_reentry():
     close(loss(build("reentry")), ((s - t) ** 2).mean() / (t**2).mean())
 
 
+def test_maps():
+    expected = [((s - t) ** 2).mean() / (t**2).mean() for s, t in sized()]
+    close(loss(build("maps")), sum(expected) / len(STAGES))
+
+
 def test_fitnet_regresses_the_middle_stage():
     method = build("fitnet").eval()
     (s, t) = sized()[1]

@@ -33,8 +33,12 @@ class Reentry(DistillationMethod):
 
     def losses(self, student: Outputs, teacher: Outputs, targets: Targets) -> Losses:
         """The relative squared error of the whole map."""
-        ours, theirs = _maps(student, teacher)
-        return {"map": (ours - theirs).square().mean() / theirs.square().mean().clamp_min(TINY)}
+        return {"map": relative_error(*_maps(student, teacher))}
+
+
+def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean (s - t)^2 / mean t^2, the share of the teacher's power that the student misses."""
+    return (student - teacher).square().mean() / teacher.square().mean().clamp_min(TINY)
 
 
 def _maps(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
