@@ -329,6 +329,8 @@ class RunConfig(Section):
 
     Attributes:
         folder: the run's folder; by default runs/<experiment>.
+        channels_last: whether maps lie in memory with their channels last; by default where convolutions are quicker
+            so, which is decided when the run begins and kept in its folder.
         deterministic: torch's deterministic algorithms.
         sync_batchnorm: share batch-norm statistics between processes.
         log_every: steps between log lines; also how often losses are checked for NaN.
@@ -345,7 +347,7 @@ class RunConfig(Section):
     seed: int = 0
     precision: Precision = "no"
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     deterministic: bool = False
     sync_batchnorm: bool = True
     log_every: Positive = 10

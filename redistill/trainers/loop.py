@@ -105,7 +105,7 @@ class Loop:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if run.sync_batchnorm and self.accelerator.num_processes > 1:
             share_statistics(task)
-        task.prepare(self.accelerator.device, channels_last=run.channels_last, compiled=run.compile)
+        task.prepare(self.accelerator.device, channels_last=bool(run.channels_last), compiled=run.compile)
         self.average = MovingAverage(task.network, self.recipe.ema) if self.recipe.ema else None
         self.optimizer: Any = make_optimizer(task, self.recipe.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(task, self.optimizer)

@@ -8,6 +8,7 @@ import math
 import platform
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import accelerate
@@ -23,7 +24,7 @@ from redistill.internal.files import write_atomically
 from redistill.internal.tables import render_table
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights
-from redistill.trainers.acceleration import processes
+from redistill.trainers.acceleration import prefers_channels_last, processes
 from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.experiment import Experiment
 from redistill.trainers.folder import RunFolder
@@ -50,7 +51,8 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
 
 
 def _run(experiment: Experiment[Any], resume: bool) -> dict[str, Any]:
-    config, folder = experiment.config, experiment.folder
+    experiment.config = config = with_layout(experiment.config, experiment.folder)
+    folder = experiment.folder
     write_configuration(config, folder, resume)
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])
@@ -73,7 +75,7 @@ def _run(experiment: Experiment[Any], resume: bool) -> dict[str, Any]:
 def measure_teacher(experiment: Experiment[Any], loop: Loop, teacher: nn.Module) -> dict[str, Any]:
     """The main teacher on the same images, as it is."""
     task, data = experiment.make_task(teacher).eval(), experiment.data
-    task.prepare(loop.accelerator.device, channels_last=experiment.config.run.channels_last, compiled=False)
+    task.prepare(loop.accelerator.device, channels_last=bool(experiment.config.run.channels_last), compiled=False)
     return {"validation": loop.measure(data.validation, task), "test": loop.measure(data.test, task)}
 
 
@@ -108,6 +110,15 @@ def render(experiment: Experiment[Any], summary: dict[str, Any]) -> str:
             *experiment.remarks(summary),
         ]
     )
+
+
+def with_layout(config: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
+    """The configuration with the memory layout decided: that of the run in the folder, else the quicker one here."""
+    if config.run.channels_last is not None:
+        return config
+    written = _written_config(folder, {}).get("run", {}) if folder.is_begun() else {}
+    layout = written.get("channels_last", prefers_channels_last(config.run.precision))
+    return replace(config, run=replace(config.run, channels_last=layout))
 
 
 def write_configuration(config: ExperimentConfig, folder: RunFolder, resume: bool) -> None:

@@ -16,6 +16,7 @@ from redistill.data.datasets import open_data
 from redistill.distillation import MAIN, METHODS, Need
 from redistill.distillation.views import view_student, view_teacher
 from redistill.errors import ConfigError
+from redistill.trainers.acceleration import prefers_channels_last
 from redistill.trainers.checkpoint import sole_writer
 from redistill.trainers.classifier import ClassifierExperiment, main
 from redistill.trainers.loop import Loop
@@ -258,6 +259,35 @@ def test_a_stopped_command_continues_to_the_same_student(settings, tmp_path, mon
     straight, continued = student_of(tmp_path / "a"), student_of(tmp_path / "b")
     assert all(torch.equal(value, continued[name]) for name, value in straight.items())
     assert main([*arguments(settings, tmp_path / "b", often, "run.seed=1"), "--resume"]) == 2
+
+
+@pytest.mark.parametrize(("cpu", "precision", "expected"), [(1, "no", 1), (1, "bf16", 0), (0, "no", 0), (0, "fp16", 1)])
+def test_channels_last_is_for_float32_on_a_cpu_and_half_precision_elsewhere(monkeypatch, cpu, precision, expected):
+    monkeypatch.setattr("redistill.trainers.acceleration.uses_cpu", lambda: bool(cpu))
+    assert prefers_channels_last(precision) == bool(expected)
+
+
+@pytest.mark.parametrize("quicker", [True, False])
+def test_the_memory_layout_is_decided_once_and_kept(settings, tmp_path, monkeypatch, quicker):
+    monkeypatch.setattr("redistill.trainers.running.prefers_channels_last", lambda precision: quicker)
+    train_on = Loop._train_on
+
+    def failing(self, batch, part):
+        if self.progress.step == 3:
+            raise ConfigError("the power went off")
+        assert self.task.channels_last is quicker
+        assert self.task.network.state_dict()["layer2.conv1.weight"].is_contiguous(
+            memory_format=torch.channels_last if quicker else torch.contiguous_format
+        )
+        train_on(self, batch, part)
+
+    monkeypatch.setattr(Loop, "_train_on", failing)
+    given = arguments(settings, tmp_path, "run.checkpoint_every=2")
+    assert main(given) == 2
+    monkeypatch.setattr(Loop, "_train_on", train_on)
+    monkeypatch.setattr("redistill.trainers.running.prefers_channels_last", lambda precision: not quicker)
+    assert main([*given, "--resume"]) == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["config"]["run"]["channels_last"] is quicker
 
 
 def test_a_saved_student_is_trained_further(settings, tmp_path):
