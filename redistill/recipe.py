@@ -33,7 +33,7 @@ WAITING = ".weights-{}.safetensors"
 """Weights that have not got their name yet, by their checksum."""
 FORMAT = 2
 _FLAT = ("budget", "convention", "dtype", "objective", "reorder", "init")
-"""What the first format, which had no seal, kept beside the plan; later ones keep it as the request."""
+"""What the first format, which had no seal, kept beside the plan; later ones keep it as the request. Taps were auto."""
 
 
 def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
@@ -160,7 +160,7 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def _from_first_format(recipe: dict[str, Any], directory: Path) -> dict[str, Any]:
-    request = {key: recipe[key] for key in _FLAT if key in recipe}
+    request = {"taps": "auto"} | {key: recipe[key] for key in _FLAT if key in recipe}
     try:
         if request.get("objective") == "factors":
             request |= {"objective": "macs", "factors": [stage["factor"] for stage in recipe["plan"]]}

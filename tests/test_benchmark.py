@@ -3,12 +3,13 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from redistill import profile
+from redistill import profile, transform
 from redistill.cli import run
 from redistill.errors import RedistillError, StudentError
 from redistill.studies.benchmark import Options, Pair, PairedTiming, Timing, benchmark, make_pair, read_pair, time_pair
@@ -42,7 +43,10 @@ def another() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    return make_pair(MODEL, "4x", shape="3x32x32")
+    made = make_pair(MODEL, "4x", shape="3x32x32")
+    assert not made.student.taps
+    tapped = transform(made.teacher, made.inputs(), "4x", taps="auto", model=MODEL).eval()
+    return replace(made, student=tapped)
 
 
 @pytest.fixture(scope="module")

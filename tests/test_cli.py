@@ -14,7 +14,8 @@ MODEL = ["--model", "redistill:mobilenet_v2_strided?strides=[1,1,2,2,2,1,2,1]&nu
 
 def test_transform_prints_a_report_and_writes_what_is_asked(tmp_path, capsys):
     page, plot, out, result = (str(tmp_path / n) for n in ("report.html", "report.png", "student", "result.json"))
-    code = run(transform, [*MODEL, "--html", page, "--plot", plot, "--output", out, "--json", result, "--measure"])
+    written = ["--html", page, "--plot", plot, "--output", out, "--json", result]
+    code = run(transform, [*MODEL, "--taps", "auto", *written, "--measure"])
     printed = capsys.readouterr()
     assert code == 0
     assert "Peak activation memory" in printed.out

@@ -224,7 +224,7 @@ def test_methods_are_listed_with_papers_and_options():
     assert len(repr(listed).splitlines()) == len(listed) + 2
     assert all(entry.about and entry.reads for entry in listed.values())
     own = {name for name, entry in listed.items() if not entry.paper}
-    assert own == {"mse", "reentry", "scaffold"}
+    assert own == {"maps", "mse", "reentry", "scaffold"}
 
 
 def test_a_student_without_taps_is_told_what_else_there_is(teacher):

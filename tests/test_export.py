@@ -97,7 +97,9 @@ def prepared(module, convention="deploy", **options):
 @pytest.fixture(scope="module")
 def student():
     torch.manual_seed(0)
-    return transform(small_resnet().eval(), IMAGE, "2x", model="tests.trainers.small_networks:small_resnet").eval()
+    return transform(
+        small_resnet().eval(), IMAGE, "2x", taps="auto", model="tests.trainers.small_networks:small_resnet"
+    ).eval()
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_grids_of_one_and_three_axes_are_pooled_and_tapped():
         *(layer(i, o, 4, nn.Conv1d, nn.BatchNorm1d) for i, o in ((1, 32), (32, 48), (48, 64))),
         nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 5),
     )  # fmt: skip
-    student = student_of(sound, torch.randn(1, 1, 2048), "1.7x")
+    student = student_of(sound, torch.randn(1, 1, 2048), "1.7x", taps="auto")
     assert [s.grid for s in student.stages[1:4]] == [(512,), (128,), (32,)]
     taps = student.tapped()(torch.randn(1, 1, 2048))[1]
     assert len(taps) == len(student.taps) > 0
@@ -122,7 +122,7 @@ def test_maps_with_channels_last_inside_are_tapped_only_where_channels_come_firs
 
     module = nn.Sequential(Stage(3, 16), Stage(16, 32), Stage(32, 48), head())
     x = torch.randn(1, 3, 64, 96)
-    student = student_of(module, x)
+    student = student_of(module, x, taps="auto")
     assert student.taps
     ours, theirs = student.tapped()(x)[1], student.teacher_tapped(module)(x)[1]
     for tap in student.taps:
@@ -171,7 +171,7 @@ class Shortcut(nn.Module):
 
 def test_a_strided_slice_is_a_transition_and_takes_new_steps():
     module = nn.Sequential(layer(3, 32, 1), Shortcut(32, 48), Shortcut(48, 48), head())
-    student = student_of(module, torch.randn(1, 3, 32, 32))
+    student = student_of(module, torch.randn(1, 3, 32, 32), taps="auto")
     assert [s.grid[0] for s in student.stages] == [32, 32, 16, 8]
     assert student.plan.factors[-1] == 1
     assert len(student.taps) > 0

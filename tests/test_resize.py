@@ -57,7 +57,7 @@ def test_image_and_stages_pool_together_with_taps_beside_the_teachers_grids(tmp_
     torch.manual_seed(0)
     teacher = torchvision.models.mobilenet_v2(width_mult=0.5).eval()
     images = torch.randn(2, 3, 128, 128)
-    student = redistill.transform(teacher, images, "4x", levers=("resize", "pool"))
+    student = redistill.transform(teacher, images, "4x", levers=("resize", "pool"), taps="auto")
     assert student.plan.factors[0] > 1
     assert student.plan.factors[-1] == 1
     assert student.reentry is not None

@@ -23,7 +23,7 @@ PINNED = Convention("pinned", "as deploy, the caller keeps the input", overwrite
 
 @pytest.fixture(scope="module")
 def student():
-    return redistill.transform(small_resnet(), X, factors=(2, 2, 1, 1)).eval()
+    return redistill.transform(small_resnet(), X, factors=(2, 2, 1, 1), taps="auto").eval()
 
 
 def test_what_it_knows_reads_in_one_line(student):

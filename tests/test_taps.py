@@ -113,7 +113,9 @@ def test_a_tap_file_is_read_or_refused(tmp_path):
 
 def test_light_blocks_cost_less_arithmetic_within_the_same_peak(tmp_path):
     teacher, x = load_model("redistill:cifar_resnet?depth=8", "random"), torch.randn(1, 3, 32, 32)
-    gentle, light = (redistill.transform(teacher, x, "2x", taps="auto", init=init).eval() for init in ("gentle", "light"))
+    gentle, light = (
+        redistill.transform(teacher, x, "2x", taps="auto", init=init).eval() for init in ("gentle", "light")
+    )
     assert (light.plan.factors, light.plan.peak_bytes) == (gentle.plan.factors, gentle.plan.peak_bytes)
     assert [tap.name for tap in light.taps] == [tap.name for tap in gentle.taps] != []
     cost = {student: red_macs(redistill.profile(student, x)) for student in (gentle, light)}

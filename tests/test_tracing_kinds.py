@@ -343,7 +343,7 @@ def test_a_tail_with_a_computed_weight_returns_to_the_teachers_grid(name):
 def test_blocks_take_the_teachers_type(dtype):
     layers = [nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 32, 3, 2, 1), nn.AdaptiveAvgPool2d(1)]
     teacher = nn.Sequential(*layers, nn.Flatten()).eval().to(dtype)
-    student = redistill.transform(teacher, X[:1].to(dtype), "2x")
+    student = redistill.transform(teacher, X[:1].to(dtype), "2x", taps="auto")
     assert student.taps
     assert {p.dtype for p in student.parameters()} == {dtype}
 

@@ -31,7 +31,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def student(teacher):
-    return redistill.transform(teacher, X, budget="4x")
+    return redistill.transform(teacher, X, budget="4x", taps="auto")
 
 
 def test_the_student_fits_with_its_taps_and_keeps_the_output_shape(teacher, student):

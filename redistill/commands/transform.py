@@ -65,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--factors", metavar="4,2,2,2,1", help="explicit pooling factors by stage, instead of a budget")
     group.add_argument(
-        "--taps", default="none", metavar="none|auto|FILE",
+        "--taps",
+        default="none",
+        metavar="none|auto|FILE",
         help="RED blocks for the method red; auto: where the paper has them (default: %(default)s)",
     )
     group.add_argument(

@@ -251,8 +251,8 @@ class StudentConfig(Section):
             packaged or your own.
         start: from the teacher's weights as they are, fitted to the student's grids (see `redistill.fit`), or from
             scratch.
-        red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's; "light" is a cheaper block,
-            with a gate of one channel and a depthwise residual.
+        red_init: how RED blocks start: "gentle" is near the identity, "default" is the paper's; "light" is a cheaper
+            block, with a gate of one channel and a depthwise residual.
         recalibrate: training batches on which batch-norm statistics are measured anew before training; 0 keeps the
             teacher's, and a saved student keeps its own.
         fit: training images to which a fitted start is fitted; their maps at one layer are in memory at once.

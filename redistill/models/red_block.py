@@ -28,9 +28,9 @@ class REDBlock(nn.Module):
     On a grid of ``dims`` axes, 1 to 3: (B, C, L), (B, C, H, W) or (B, C, D, H, W).
 
     ``init="gentle"`` opens the gate (sigmoid of 4) and quietens the residual, so that y is close to x and features
-    inherited from the teacher survive; ``init="default"`` is the paper's, PyTorch's own initialisation; ``init="light"``
-    is a gentle start of a cheaper block: a gate of one channel for all and a depthwise residual, which need
-    13 C + 3 parameters where the others need 10 C^2 + 6 C. With a ``generator`` torch's own is not drawn from.
+    inherited from the teacher survive; ``"default"`` is the paper's, PyTorch's own initialisation; ``"light"`` is a
+    cheaper block with a gentle start: one gate for all channels and a depthwise residual, 13 C + 3 parameters where
+    the others need 10 C^2 + 6 C. With a ``generator`` torch's own is not drawn from.
     """
 
     def __init__(

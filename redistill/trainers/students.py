@@ -104,8 +104,8 @@ def check_taps(student: StudentConfig, distillation: DistillationConfig) -> None
     reading = [part.label for part in Distillation(distillation.methods).parts if Need.TAPS in part.method.needs]
     if rewritten and reading and student.taps == "none":
         raise ConfigError(
-            f"distillation.methods: {', '.join(reading)} needs taps and student.taps is none; set student.taps=auto, or "
-            "take kd or reentry, which need none"
+            f"distillation.methods: {', '.join(reading)} needs taps and student.taps is none; set student.taps=auto, "
+            "or leave it out"
         )
 
 

@@ -1,7 +1,7 @@
 """Stage maps: our own method. Match the whole map of every stage, the teacher's averaged to the student's grid.
 
-Where grids never meet again, as with plans that pool the deepest stage too, there is no re-entry; but a student's map can
-still be asked to be what its teacher's is on the coarser grid. No helper is learnt, and the loss needs no labels.
+Where grids never meet again, as with plans that pool the deepest stage too, there is no re-entry; but a student's map
+can still be asked to be what its teacher's is on the coarser grid. No helper is learnt, and the loss needs no labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class StageMaps(DistillationMethod):
 
     name = "maps"
     needs = frozenset({Need.STAGES})
-    weight = 50.0
+    weight = 10.0
 
     def __init__(self, *, stages: Sequence[str] = ()) -> None:
         super().__init__()
