@@ -70,9 +70,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Tree:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tree: Tree) -> None:
-    """Give it back."""
+    """Give it back, laid out in memory as its parameters: a step's last bits depend on that."""
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": {int(index): values for index, values in tree}, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def digest(module: nn.Module) -> str:
