@@ -120,7 +120,7 @@ def _total_cells(rows: Sequence[StageRow]) -> list[str]:
 
 def _taps(c: Comparison) -> list[str]:
     if not c.taps:
-        return ["Taps  none: the student needs no RED block"]
+        return []
     rows = [[t.student, "-", t.teacher, format_shape(t.grid), f"{t.channels} channels"] for t in c.taps]
     return ["Taps  student - teacher, each with a RED block in the student", *align_columns(rows, "<<<>>", indent=2)]
 
