@@ -14,7 +14,7 @@ from redistill.compiler.request import Request
 from redistill.internal.collecting import collecting_only_new
 from redistill.planning.patches.joint import PatchBound, plans_by_score
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import PlanningProblem, keep_most_macs, solve
+from redistill.planning.search import FACTORS, PlanningProblem, keep_most_macs, solve
 
 MOST = 16
 """Plans that are tried at most."""
@@ -43,7 +43,8 @@ def find_candidates(analysis: Analysis, request: Request, limit: int, seconds: f
 def candidates(problem: PlanningProblem, limit: float) -> list[Plan]:
     """The plans worth trying within ``limit`` bytes, as factors, those that keep most MACs first.
 
-    Plans that no other betters both in bytes and in MACs; and those with one factor throughout.
+    Plans that no other betters both in bytes and in MACs; and smaller images whose grid comes back at each of the
+    stages, or never.
     """
     found = _enumerated(problem, limit) if problem.size <= LATTICE else _solved(problem, limit)
     found.sort(key=lambda plan: (-problem.total_macs(plan), problem.peak(plan)))
@@ -52,8 +53,8 @@ def candidates(problem: PlanningProblem, limit: float) -> list[Plan]:
         if problem.peak(plan) < best:
             best = problem.peak(plan)
             front.append(plan)
-    chosen = front[: MOST - 2]
-    chosen += [plan for plan in found if plan not in front and _is_uniform(problem, plan)][:2]
+    smaller = _smaller_images(problem, found)
+    chosen = list(dict.fromkeys([*front[: MOST - len(smaller)], *smaller]))
     return [problem.factors(plan) for plan in sorted(chosen, key=problem.total_macs, reverse=True)]
 
 
@@ -67,8 +68,22 @@ def _solved(problem: PlanningProblem, limit: float) -> list[Plan]:
     return list(dict.fromkeys(solution.plan for solution in solutions if solution is not None))
 
 
-def _is_uniform(problem: PlanningProblem, plan: Sequence[int]) -> bool:
-    return len({f for f, choices in zip(problem.factors(plan), problem.choices, strict=True) if len(choices) > 1}) == 1
+def _smaller_images(problem: PlanningProblem, found: Sequence[Plan]) -> list[Plan]:
+    """Of each of the two mildest factors: it up to each stage, and behind it what keeps most MACs.
+
+    They keep few MACs; but a network on a smaller image computes what it has learnt to compute, of things half as far
+    away, where unequal factors change what every kernel sees.
+    """
+    free = [stage for stage, choices in enumerate(problem.choices) if len(choices) > 1]
+    factors = {plan: problem.factors(plan) for plan in found}
+    families: list[list[Plan]] = []
+    for factor in FACTORS[1:]:
+        up_to = (
+            [plan for plan in found if all(factors[plan][stage] == factor for stage in free[:count])]
+            for count in range(len(free), 0, -1)
+        )
+        families.append([plans[0] for plans in up_to if plans])  # those found are sorted by what they keep
+    return list(dict.fromkeys(chain.from_iterable(islice(filter(None, families), 2))))
 
 
 @collecting_only_new()

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from redistill.compiler.analysis import Analysis
-from redistill.compiler.candidates import find_candidates
+from redistill.compiler.candidates import Candidates, Plan, find_candidates
 from redistill.compiler.choosing import Choice, explain
 from redistill.compiler.fitting.fitter import BATCH, fit_graphs
 from redistill.compiler.levers import patch_alone
@@ -119,24 +119,40 @@ def choose_by_fidelity(
     assert limit is not None, "a request has factors or a budget"
     if "patches" in request.levers and (alone := patch_alone(analysis, request, limit)) is not None:
         return replace(alone, notes=(*alone.notes, LOSSLESS))
+    judge = Judge(analysis.graph_module, inputs)
     students = find_candidates(analysis, request, limit, seconds)
+    looks = _look_at(students, judge, started + seconds / 2)
     trials: list[Trial] = []
     given_up = 0
-    judge = Judge(analysis.graph_module, inputs)
-    for plan, make in tqdm(students.items(), desc="fidelity", unit="plan", leave=False, disable=None):
+    for plan in tqdm(looks, desc="fidelity", unit="plan", leave=False, disable=None):
         passed = time.perf_counter() - started
         if trials and passed * (len(trials) + 1) / len(trials) > seconds:
             given_up += 1
             continue
-        choice = make()
+        choice = students[plan]()
         if choice is not None:
             factors = tuple(plan[s.index] for s in analysis.stages.free)
-            trials.append(Trial(choice, factors, judge(choice.rewritten.graph_module)))
+            trials.append(Trial(choice, factors, judge(choice.rewritten.graph_module, looks[plan])))
     if not trials:
         raise InfeasibleBudgetError(explain(analysis, limit))
     trials.sort(key=lambda trial: trial.verdict.better.rank, reverse=True)
     notes = _notes(trials, len(inputs[0]) // 2, given_up, seconds)
     return replace(trials[0].choice, notes=(*trials[0].choice.notes, *notes))
+
+
+def _look_at(students: Candidates, judge: Judge, ends: float) -> dict[Plan, Agreement | None]:
+    """How far each plan's student agrees as it is, the best first: the order in which fitting is worth its time.
+
+    After the time ``ends`` those that were not looked at come last, in their own order.
+    """
+    seen: dict[Plan, Agreement] = {}
+    unseen: dict[Plan, None] = {}
+    for plan, make in students.items():
+        if seen and time.perf_counter() > ends:
+            unseen[plan] = None
+        elif (choice := make()) is not None:
+            seen[plan] = judge.agreement(choice.rewritten.graph_module)
+    return dict(sorted(seen.items(), key=lambda item: item[1].rank, reverse=True)) | unseen
 
 
 def _notes(trials: Sequence[Trial], images: int, given_up: int, seconds: float) -> Iterator[str]:
@@ -178,18 +194,22 @@ class Judge:
         self.held_out = tuple(value[1::2] for value in inputs)
         self.aim = run(teacher, self.held_out)
 
-    def __call__(self, student: GraphModule) -> Verdict:
-        """Fit ``student``, in place, and judge it; it keeps the weights it had where those agree better."""
+    def __call__(self, student: GraphModule, inherited: Agreement | None = None) -> Verdict:
+        """Fit ``student``, in place, and judge it; it keeps the weights it had where those agree better.
+
+        ``inherited`` is how far it agrees as it is, where that is known.
+        """
         before = {key: value.clone() for key, value in student.state_dict().items()}
-        inherited = self._agreement(student)
+        inherited = inherited or self.agreement(student)
         with suppress(FitError):
             fit_graphs(student, self.teacher, self.fitted)
-        verdict = Verdict(inherited, self._agreement(student))
+        verdict = Verdict(inherited, self.agreement(student))
         if not verdict.prefers_fitted:
             student.load_state_dict(before)
         return verdict
 
-    def _agreement(self, student: GraphModule) -> Agreement:
+    def agreement(self, student: GraphModule) -> Agreement:
+        """How far a student agrees on the images held out."""
         return compare(run(student, self.held_out), self.aim)
 
 
