@@ -1,5 +1,6 @@
 """Grids of one to three axes, strides for each axis, and layouts other than (B, C, H, W)."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -363,7 +364,12 @@ def test_heads_keep_their_grids_while_the_backbone_is_pooled():
 
 
 class AnchorDetector(nn.Module):
-    """Heads on two levels, decoded by an expectation over bins, and by anchors made of the sizes of what they read."""
+    """Heads on two levels, decoded by an expectation over bins, and by anchors made of the sizes of what they read.
+
+    The anchors are kept, and made anew when another size comes.
+    """
+
+    seen = None
 
     def __init__(self):
         super().__init__()
@@ -375,14 +381,19 @@ class AnchorDetector(nn.Module):
         fine = self.fine(self.stem(x))
         maps = [fine, self.coarse(fine)]
         found = torch.cat([head(m).view(m.shape[0], 8, -1) for head, m in zip(self.heads, maps, strict=True)], -1)
+        if self.seen != fine.shape:
+            self.seen, (self.anchors, self.strides) = fine.shape, self.lay_out(maps)
+        boxes = self.bins(found.view(x.shape[0], 2, 4, -1).transpose(1, 2).softmax(1)).squeeze(1)
+        return (self.anchors + boxes) * self.strides
+
+    def lay_out(self, maps):
         anchors, strides = [], []
         for stride, m in zip((4.0, 8.0), maps, strict=True):
             h, w = m.shape[2:]
             rows, columns = torch.meshgrid(torch.arange(h).type_as(m), torch.arange(w).type_as(m), indexing="ij")
             anchors.append(torch.stack((columns, rows)).view(2, -1) + 0.5)
-            strides.append(fine.new_full((1, h * w), stride))
-        boxes = self.bins(found.view(x.shape[0], 2, 4, -1).transpose(1, 2).softmax(1)).squeeze(1)
-        return (torch.cat(anchors, 1) + boxes) * torch.cat(strides, 1)
+            strides.append(m.new_full((1, h * w), stride))
+        return torch.cat(anchors, 1), torch.cat(strides, 1)
 
 
 @pytest.mark.parametrize("side", [64, 72])
@@ -396,6 +407,20 @@ def test_a_decode_by_the_sizes_of_pooled_maps_stays_right(side):
             if name.startswith("heads"):
                 value.zero_()
     assert torch.equal(student(image), module(image))  # what is left are the anchors
+
+
+def test_a_teacher_that_has_been_used_makes_the_same_student_and_loads_it(tmp_path):
+    torch.manual_seed(0)
+    fresh, image = AnchorDetector().eval(), torch.randn(1, 3, 64, 64)
+    used = copy.deepcopy(fresh)
+    with torch.no_grad():
+        used(image)
+    anchors = used.anchors
+    students = [redistill.transform(t, image, factors=(2, 2, 2), taps="none").eval() for t in (fresh, used)]
+    assert torch.equal(students[0](image), students[1](image))
+    loaded = redistill.load_student(students[0].save(tmp_path / "student"), used).eval()
+    assert torch.equal(loaded(image), students[0](image))
+    assert used.anchors is anchors
 
 
 def test_a_map_of_features_is_enlarged_by_repetition_and_keeps_its_weights():

@@ -98,7 +98,7 @@ def test_promise_holds_under_every_convention(teacher: nn.Module, convention: st
     assert difference(student(x), teacher(x)) <= 1e-5
 
 
-def test_trains_whole_and_at_other_sizes_runs_whole(teacher: nn.Module, student: Student) -> None:
+def test_trains_whole_and_atother_sizes_runs_whole(teacher: nn.Module, student: Student) -> None:
     trained, reference, x = copy.deepcopy(student).train(), copy.deepcopy(teacher).train(), image(3, 4, 32)
     assert torch.equal(trained(x), reference(x))
     assert torch.equal(trained.get_buffer("stem.1.running_mean"), reference.get_buffer("stem.1.running_mean"))

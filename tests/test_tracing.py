@@ -115,7 +115,7 @@ def test_the_skeleton_copies_no_weight():
 @pytest.mark.parametrize(
     "name", ["shufflenet_v2_x0_5", "densenet121", "swin_t", "googlenet", "lraspp_mobilenet_v3_large"]
 )
-def test_torchvision_graphs_equal_their_models_at_other_sizes(name):
+def test_torchvision_graphs_equal_their_models_atother_sizes(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     if name.startswith("lraspp"):
         options = {"weights_backbone": None}

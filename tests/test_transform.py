@@ -107,7 +107,7 @@ def test_a_unet_returns_to_full_resolution_through_an_enlarged_tail():
     assert student(*other).shape == (3, 3, 64, 64)
 
 
-def test_the_student_runs_at_other_sizes_and_batches(student):
+def test_the_student_runs_atother_sizes_and_batches(student):
     assert student.eval()(torch.randn(3, 3, 96, 128)).shape == (3, 10)
 
 

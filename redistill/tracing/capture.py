@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from redistill.errors import TraceError
 from redistill.tracing import operators
+from redistill.tracing.caches import traced_past_caches
 from redistill.tracing.call import Call, read_call
 from redistill.tracing.canonicalize import CanonicalizePass, GlobalPoolPass
 from redistill.tracing.checks import UnfaithfulError, check_gradient, check_outputs, check_runs
@@ -80,7 +81,9 @@ def _capture(
     call, inputs = read_call(model, example_input)
     with plain_context(inputs):
         try:
-            graph, opaque, root = trace_graph(model, inputs, leaf_modules, call, False, reads_text)
+            graph, opaque, root = traced_past_caches(
+                model, call, inputs, lambda m: trace_graph(m, inputs, leaf_modules, call, False, reads_text)
+            )
         except TraceError:
             check_runs(model, call, inputs)
             raise

@@ -38,7 +38,7 @@ def check_outputs(model: nn.Module, graph_module: GraphModule, call: Call, input
         TraceError: outputs differ.
         ModelError: the model does not run, not even on its own input.
     """
-    compared = [_compare(model, graph_module, call, trial) for trial in _other_sizes(inputs)]
+    compared = [_compare(model, graph_module, call, trial) for trial in other_sizes(inputs)]
     if not any(compared):
         own = tuple(_random_like(x, x.shape) for x in inputs)
         if not _compare(model, graph_module, call, own):
@@ -192,7 +192,7 @@ def _random_like(tensor: Tensor, shape: Iterable[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(tensor)
 
 
-def _other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def other_sizes(inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Large maps at 64 and 96 a side, small ones halved and twice as wide; the first with one more in the batch."""
     # Which sizes? The trace is right at the example's by construction, so others must be tried, and such as the model
     # is likely to take: multiples of 32, for most networks halve five times; small, for they run in real arithmetic;
