@@ -27,6 +27,7 @@ from redistill.export.calibration import calibration_batches
 from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import find_experiment
 from redistill.export.parity import int8_bound, relative_error
+from redistill.export.rendering import render
 from redistill.quantization import quantize
 from redistill.quantization.files import save_program
 from tests.trainers.small_networks import small_resnet
@@ -261,6 +262,17 @@ def test_a_file_that_computes_something_else_is_not_written(student, tmp_path, m
     with pytest.raises(ExportError, match=r"relative error 1\.0e\+00"):
         export(prepared(student), tmp_path / "file", "pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_all_alike_are_said_to_prove_nothing(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)).eval()
+    said = []
+    for _ in range(2):
+        about = prepare(network, IMAGE)
+        said.append(render(export(about, tmp_path / "file", "pt2", force=True), about, network))
+        nn.init.zeros_(network[1].weight)
+        nn.init.zeros_(network[1].bias)
+    assert ["proves nothing" in text for text in said] == [False, True]
 
 
 def test_an_operator_without_a_kernel_is_named_with_its_module(tmp_path):

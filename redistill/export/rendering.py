@@ -28,6 +28,8 @@ def render(exported: Exported, prepared: PreparedModel, model: nn.Module) -> str
     if exported.interpreter is not None:
         lines += _interpreter(exported, prepared)
     lines.append(("parity", f"max relative error {exported.parity.relative_error:.1e} in its own runtime"))
+    if exported.parity.alike:
+        lines.append(("", "which proves nothing: the network gives one value throughout; export a trained one"))
     if exported.quantization_error is not None:
         lines.append(("int8", f"max relative error {exported.quantization_error:.1e} to the float network"))
     lines.append(("file", f"{exported.path}  {format_bytes(exported.size)}"))
