@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import redistill
+from redistill.compiler.agreement import compare, run
 from redistill.compiler.fitting.regression import Moments
 from redistill.errors import FitError, ModelError
 from redistill.models import load_model
@@ -168,7 +169,7 @@ def test_a_fitted_student_is_nearer_to_its_teacher_which_stays_as_it_was(make, f
     red = {key: value.clone() for key, value in student.named_parameters() if key.startswith("red.")}
     plain = copy.deepcopy(student).eval()
     drawn = torch.get_rng_state()
-    report = redistill.fit(student, teacher, images)
+    report = redistill.fit(student, teacher, images, layers="all")
     assert torch.equal(torch.get_rng_state(), drawn)
     wanted = [path for path, module in teacher.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert [fit.layer for fit in report.layers] == wanted
@@ -187,7 +188,7 @@ def test_on_equal_grids_nothing_is_left_to_fit():
     teacher, images = resnet(), random(32, 3, 32, 32)
     student = redistill.transform(teacher, images[:1], factors=(1, 1, 1), taps="none")
     kept = copy.deepcopy(student.state_dict())
-    report = redistill.fit(student, teacher, images)
+    report = redistill.fit(student, teacher, images, layers="all")
     assert (report.layers, report.left) == ((), {})
     assert len(report.unchanged) == report.total == 7
     assert all(torch.equal(value, kept[key]) for key, value in student.state_dict().items())
@@ -196,7 +197,7 @@ def test_on_equal_grids_nothing_is_left_to_fit():
 def test_layers_before_the_first_change_are_the_teachers():
     teacher, images = resnet(), random(32, 3, 32, 32)
     student = redistill.transform(teacher, images[:1], factors=(1, 2, 1), taps="none")
-    report = redistill.fit(student, teacher, images)
+    report = redistill.fit(student, teacher, images, layers="all")
     assert report.unchanged == ("conv1",)
     assert report.layers[0].layer == "layer1.0.conv1"
     assert torch.equal(student.bn1.running_mean, teacher.bn1.running_mean)
@@ -226,7 +227,7 @@ def test_modes_are_put_back_and_a_module_called_twice_keeps_its_weights():
 
     teacher = Twice().train()
     student = redistill.transform(teacher, random(1, 3, 32, 32), factors=(2, 1))
-    report = redistill.fit(student, teacher, random(8, 3, 32, 32))
+    report = redistill.fit(student, teacher, random(8, 3, 32, 32), layers="all")
     assert [fit.layer for fit in report.layers] == ["stem", "last"]
     assert report.left == {"shared": "its weight is used at several places"}
     assert torch.equal(student.shared.weight, teacher.shared.weight)
@@ -240,7 +241,7 @@ def test_a_denoiser_is_fitted_with_its_timesteps():
     inputs = (random(6, 3, 16, 16), torch.arange(6))
     student = redistill.transform(teacher, tuple(value[:1] for value in inputs), factors=(2, 2, 2, 1))
     inherited = copy.deepcopy(student).eval()
-    report = redistill.fit(student, teacher, *inputs)
+    report = redistill.fit(student, teacher, *inputs, layers="all")
     assert report.layers[-1].layer.startswith("tail")  # whose pixels the student gives as channels
     with torch.no_grad():
         aim = teacher(*inputs)
@@ -293,7 +294,7 @@ def test_what_a_convolution_computes_is_fitted_whatever_its_class():
     images = pictures(48)
     student = redistill.transform(teacher, images[:1], factors=(2, 1), taps="none")
     inherited = copy.deepcopy(student)
-    report = redistill.fit(student, teacher, images)
+    report = redistill.fit(student, teacher, images, layers="all")
     assert [fit.layer for fit in report.layers] == ["0", "3.kernel", "5", "7", "10"]
     with torch.no_grad():
         aim = teacher(images)
@@ -335,6 +336,33 @@ def test_what_is_cropped_is_not_fitted_and_the_norm_behind_is_part_of_the_layer(
         torch.testing.assert_close(variance, wanted, atol=0, rtol=1e-3)
         aim = teacher(images)
         assert F.mse_loss(student(images), aim) < F.mse_loss(inherited(images), aim) / 2
+
+
+def test_only_restored_layers_are_fitted_where_that_is_asked_for():
+    teacher, images = resnet(), pictures(64)
+    student = redistill.transform(teacher, images[:1], factors=(2, 2, 1), taps="none")
+    inherited = {key: value.clone() for key, value in student.state_dict().items()}
+    report = redistill.fit(student, teacher, images, layers="restored")
+    restored = [path for path, _ in teacher.named_modules() if path.startswith("layer2.") and "conv" in path]
+    assert {fit.layer for fit in report} == {*restored, "layer2.0.downsample.0", "fc"}
+    assert report.kept == ("conv1", "layer1.0.conv1", "layer1.0.conv2")
+    assert report.total == 7
+    assert "3 on coarser grids keep their weights" in str(report)
+    for key, value in student.state_dict().items():
+        assert torch.equal(value, inherited[key]) == (not key.startswith(("layer2.", "fc.")) or "batches" in key), key
+
+
+def test_those_layers_are_fitted_that_agree_better_on_other_images():
+    teacher, images = resnet(), pictures(64)
+    student = redistill.transform(teacher, images[:1], factors=(2, 2, 1), taps="none")
+    ranks = {}
+    for layers in ("all", "restored"):
+        part = copy.deepcopy(student)
+        redistill.fit(part, teacher, images[0::2], layers=layers)
+        ranks[layers] = compare(run(part, (images[1::2],)), run(teacher, (images[1::2],))).rank
+    assert ranks["all"] != ranks["restored"]
+    report = redistill.fit(student, teacher, images)
+    assert bool(report.kept) == (ranks["restored"] > ranks["all"])
 
 
 def test_little_memory_gives_the_same_weights():

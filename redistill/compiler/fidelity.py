@@ -7,66 +7,37 @@ the other half. No labels are needed.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
-from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from redistill.compiler.agreement import Agreement, Inputs, compare, run
 from redistill.compiler.analysis import Analysis
 from redistill.compiler.candidates import Candidates, Plan, find_candidates
 from redistill.compiler.choosing import Choice, explain
-from redistill.compiler.fitting.fitter import BATCH, fit_graphs
+from redistill.compiler.fitting.fitter import Extent, find_extents, fit_graphs
 from redistill.compiler.levers import patch_alone
 from redistill.compiler.request import Request
 from redistill.errors import FitError, InfeasibleBudgetError, ModelError
 from redistill.internal.text import format_bytes, format_shape
-from redistill.tracing.skeleton import mode_of
 
 LOSSLESS = "fidelity: patches alone meet the budget, and no student agrees better than the teacher's own outputs"
 LEAST = 4
 """Images that are needed: two to fit and two to judge by."""
 
-Inputs = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a student's outputs agree with its teacher's on images it was not fitted to.
-
-    Attributes:
-        share: of images with the same most likely class; None where outputs are no class scores.
-        divergence: of class scores the mean Kullback-Leibler divergence of the student's distribution from the
-            teacher's, in nats; of all other outputs the mean square error over the teacher's variance.
-    """
-
-    share: float | None
-    divergence: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Larger is better; outputs that are not finite are the worst."""
-        return (self.share or 0.0, -self.divergence) if math.isfinite(self.divergence) else (-1.0, -math.inf)
-
-    def __str__(self) -> str:
-        if self.share is None:
-            return f"error {100 * self.divergence:.1f} % of the variance"
-        return f"{100 * self.share:.1f} % agree, divergence {self.divergence:.3f}"
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a student agrees with its teacher before and after it is fitted."""
+    """How far a student agrees with its teacher before and after it is fitted, and which layers are best fitted."""
 
     inherited: Agreement
     fitted: Agreement
+    layers: Extent = "all"
 
     @property
     def prefers_fitted(self) -> bool:
@@ -199,13 +170,19 @@ class Judge:
 
         ``inherited`` is how far it agrees as it is, where that is known.
         """
-        before = {key: value.clone() for key, value in student.state_dict().items()}
         inherited = inherited or self.agreement(student)
-        with suppress(FitError):
-            fit_graphs(student, self.teacher, self.fitted)
-        verdict = Verdict(inherited, self.agreement(student))
-        if not verdict.prefers_fitted:
+        before = best = {key: value.clone() for key, value in student.state_dict().items()}
+        verdict: Verdict | None = None
+        for layers in find_extents(student, self.teacher, self.fitted):
             student.load_state_dict(before)
+            with suppress(FitError):
+                fit_graphs(student, self.teacher, self.fitted, layers=layers)
+            found = Verdict(inherited, self.agreement(student), layers)
+            if verdict is None or found.fitted.rank > verdict.fitted.rank:
+                verdict = found
+                best = {key: value.clone() for key, value in student.state_dict().items()}
+        assert verdict is not None
+        student.load_state_dict(best if verdict.prefers_fitted else before)
         return verdict
 
     def agreement(self, student: GraphModule) -> Agreement:
@@ -229,31 +206,5 @@ def fit_where_better(student: GraphModule, teacher: GraphModule, inputs: Inputs)
     if not verdict.prefers_fitted:
         return f"the inherited weights are kept, for they agree better; {judged}"
     student.load_state_dict(before)
-    report = fit_graphs(student, teacher, inputs)
+    report = fit_graphs(student, teacher, inputs, layers=verdict.layers)
     return f"{report}, on {len(inputs[0])} images; {judged}"
-
-
-@torch.no_grad()
-def run(network: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Every tensor of the output, for all images."""
-    with mode_of(network, training=False):
-        parts = zip(*(torch.split(value, BATCH) for value in inputs), strict=True)
-        found = [_tensors(network(*(value.clone() for value in part))) for part in parts]
-    return [torch.cat(leaves) for leaves in zip(*found, strict=True)]
-
-
-def _tensors(output: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def compare(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Agreement:
-    """Compare outputs: scores of classes (B, classes) where there is one such, numbers otherwise."""
-    if len(teacher) == 1 and teacher[0].dim() == 2 and teacher[0].shape[1] > 1:
-        ours, theirs = (value[0].float().log_softmax(1) for value in (student, teacher))
-        share = (ours.argmax(1) == theirs.argmax(1)).float().mean()
-        return Agreement(float(share), float(F.kl_div(ours, theirs, reduction="batchmean", log_target=True)))
-    errors = [
-        (a.float() - b.float()).square().mean() / b.float().var().clamp_min(1e-12)
-        for a, b in zip(student, teacher, strict=True)
-    ]
-    return Agreement(None, float(torch.stack(errors).mean()))

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import redistill
 from redistill.cli import positive
-from redistill.compiler.fidelity import run as outputs_of
+from redistill.compiler.agreement import run as outputs_of
 from redistill.data.calibration import Preparation, read_calibration
 from redistill.data.folders import pictures_below
 from redistill.errors import DataError, InfeasibleBudgetError, MissingExtraError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from redistill.compiler.agreement import BATCH, Agreement, compare, run
 from redistill.compiler.fitting.layers import Layers, Site, find_layers
 from redistill.compiler.fitting.normalised import plain_weights
 from redistill.compiler.fitting.norms import Statistics, calibrate
@@ -28,11 +30,14 @@ from redistill.tracing.skeleton import mode_of
 RIDGE = 1e-2
 """Pull towards the inherited weights, in units of the mean power of a layer's inputs."""
 
-BATCH = 16
-"""Images that go through a network at a time."""
+LEAST = 2
+"""Images that are needed."""
 
 MEMORY = 1 << 30
 """Bytes of maps that are kept between layers, for each of the two networks."""
+
+
+Extent = Literal["all", "restored"]
 
 
 @dataclass(frozen=True)
@@ -57,17 +62,19 @@ class FitReport:
     Attributes:
         layers: those that were fitted, in the order of the data.
         unchanged: those that see and give what the teacher's do, so that nothing is to be fitted.
+        kept: those on grids coarser than the teacher's that keep their weights, where only restored layers are fitted.
         left: those that could not be fitted, and why.
     """
 
     layers: tuple[LayerFit, ...]
     unchanged: tuple[str, ...]
     left: dict[str, str]
+    kept: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
         """How many layers there are."""
-        return len(self.layers) + len(self.unchanged) + len(self.left)
+        return len(self.layers) + len(self.unchanged) + len(self.left) + len(self.kept)
 
     def __iter__(self) -> Iterator[LayerFit]:
         return iter(self.layers)
@@ -78,6 +85,7 @@ class FitReport:
             before, after = (100 * fmean(getattr(layer, when) for layer in self.layers) for when in ("before", "after"))
             parts += [f"of their teacher's variance {before:.1f} % was unexplained, now {after:.1f} %"]
         parts += [f"{len(self.unchanged)} are the teacher's as they are"] if self.unchanged else []
+        parts += [f"{len(self.kept)} on coarser grids keep their weights"] if self.kept else []
         parts += [f"{len(self.left)} cannot be ({_first_reasons(self.left)})"] if self.left else []
         return "; ".join(parts)
 
@@ -85,7 +93,12 @@ class FitReport:
 @undisturbed
 @torch.no_grad()
 def fit(
-    student: GraphModule, teacher: nn.Module, *inputs: Tensor, ridge: float = RIDGE, memory: int = MEMORY
+    student: GraphModule,
+    teacher: nn.Module,
+    *inputs: Tensor,
+    ridge: float = RIDGE,
+    memory: int = MEMORY,
+    layers: Extent | None = None,
 ) -> FitReport:
     """Fit a student's convolutions and linear layers to its teacher's, in place.
 
@@ -101,6 +114,9 @@ def fit(
         memory: bytes of maps that may be kept between layers, for each of the two networks. Less memory takes longer,
             for maps that are not kept are computed again. Beside them and the images there are the maps of one batch
             of 16 images, and of one layer the matrix to invert: 16 bytes for each pair of its weights to one output.
+        layers: ``"all"`` of them, or only those ``"restored"`` to the teacher's own grid, behind coarser ones with
+            inherited weights, which go on computing what they have learnt, on a smaller image. None: whichever, fitted
+            to half of the images, agrees better with the teacher on the others.
 
     Returns:
         What each fitted layer leaves unexplained, before and after, in the order of the data; what was left out.
@@ -120,10 +136,34 @@ def fit(
         True
     """
     images = len(inputs[0]) if inputs else 0
-    if images < 2:
+    if images < LEAST:
         raise ModelError(f"fitting needs two images or more, not {images}; some hundreds are better")
     graph_module = capture(teacher, [value[:2] for value in inputs], check=False).graph_module
-    return fit_graphs(student, graph_module, inputs, ridge, memory)
+    return fit_graphs(student, graph_module, inputs, ridge, memory, layers or _judge(student, graph_module, inputs))
+
+
+def _judge(student: GraphModule, teacher: GraphModule, inputs: tuple[Tensor, ...]) -> Extent:
+    """The layers which, fitted to every second image, bring a student nearer to its teacher on the others."""
+    extents = find_extents(student, teacher, inputs)
+    if len(extents) == 1 or len(inputs[0]) < 2 * LEAST:
+        return extents[0]
+    seen, held_out = (tuple(value[start::2] for value in inputs) for start in (0, 1))
+    aim = run(teacher, held_out)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    found: dict[Extent, Agreement] = {}
+    for extent in extents:
+        fit_graphs(student, teacher, seen, layers=extent)
+        found[extent] = compare(run(student, held_out), aim)
+        student.load_state_dict(before)
+    return max(extents, key=lambda extent: found[extent].rank)
+
+
+def find_extents(student: GraphModule, teacher: GraphModule, inputs: tuple[Tensor, ...]) -> tuple[Extent, ...]:
+    """Which layers may be fitted: all, and where that is something else, only those on the teacher's own grid."""
+    with mode_of(student, training=False), mode_of(teacher, training=False):
+        sites = find_layers(student, teacher, tuple(value[:2] for value in inputs)).sites
+    some = {site.is_restored for site in sites}
+    return ("all", "restored") if len(some) == 2 else ("all",)
 
 
 @torch.no_grad()
@@ -133,17 +173,18 @@ def fit_graphs(
     inputs: tuple[Tensor, ...],
     ridge: float = RIDGE,
     memory: int = MEMORY,
+    layers: Extent = "all",
 ) -> FitReport:
     """Fit a student to a teacher that is a graph already; see :func:`fit`."""
     teacher = working_copy(teacher)
     set_mode(teacher, training=False)
     plain = plain_weights(student, write=True), plain_weights(teacher, write=False)
     with mode_of(student, training=False), plain[0], plain[1]:
-        layers = find_layers(student, teacher, tuple(value[:2] for value in inputs))
-        if not layers.sites and layers.left:
-            raise FitError(f"none of the {len(layers.left)} layers can be fitted: {_first_reasons(layers.left)}")
+        found = find_layers(student, teacher, tuple(value[:2] for value in inputs))
+        if not found.sites and found.left:
+            raise FitError(f"none of the {len(found.left)} layers can be fitted: {_first_reasons(found.left)}")
         batches = list(zip(*(torch.split(value, BATCH) for value in inputs), strict=True))
-        return _Fitter(Stream(student, batches, memory), Stream(teacher, batches, memory), ridge).run(layers)
+        return _Fitter(Stream(student, batches, memory), Stream(teacher, batches, memory), ridge).run(found, layers)
 
 
 def _first_reasons(left: dict[str, str]) -> str:
@@ -161,16 +202,17 @@ class _Fitter:
         self.left: dict[str, str] = {}
         self.rescaled = {path for path, module in modules_of(teacher.module).items() if is_plain_batch_norm(module)}
 
-    def run(self, layers: Layers) -> FitReport:
-        """Fit every site and measure every norm, in the student's order."""
-        stops: list[Site | Node] = [*layers.sites, *layers.norms]
+    def run(self, layers: Layers, extent: Extent) -> FitReport:
+        """Fit the sites of an extent and measure every norm, in the student's order."""
+        kept = tuple(site.layer for site in layers.sites if extent == "restored" and not site.is_restored)
+        stops: list[Site | Node] = [*(site for site in layers.sites if site.layer not in kept), *layers.norms]
         stops.sort(key=lambda stop: self.order[stop.node if isinstance(stop, Site) else stop])
         for stop in tqdm(stops, desc="fitting", unit="layer", leave=False, disable=None):
             if isinstance(stop, Site):
                 self._fit(stop)
             else:
                 self._measure(stop)
-        return FitReport(tuple(self.fits), layers.unchanged, layers.left | self.left)
+        return FitReport(tuple(self.fits), layers.unchanged, layers.left | self.left, kept)
 
     def _fit(self, site: Site) -> None:
         moments, bias = self._moments(site)

@@ -30,6 +30,7 @@ class Site:
         norm: the student's batch norm that alone reads the output, if there is one.
         crop: the part of the call's grid that is read, if the rest is cut off at once.
         is_last: whether no other layer comes after it.
+        is_restored: whether its output has the teacher's own grid.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class Site:
     norm: Node | None
     crop: Crop | None
     is_last: bool
+    is_restored: bool
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ def find_layers(student: GraphModule, teacher: GraphModule, inputs: tuple[Tensor
             crop = crop_after(node)
             reader = _only_reader(node if crop is None else next(iter(node.users)))
             norm = reader if reader in measured and node in ours.plain else None
-            last = node in last_nodes
-            sites.append(Site(layer, node, call.weight, teacher_node, teacher_call.weight, norm, crop, last))
+            restored = call.grid(crop) == teacher_call.grid() and len(call.weight) == len(teacher_call.weight)
+            weights = (call.weight, teacher_node, teacher_call.weight)
+            sites.append(Site(layer, node, *weights, norm, crop, node in last_nodes, restored))
     order = {node: index for index, node in enumerate(student.graph.nodes)}
     behind = {site.norm for site in sites}
     norms = tuple(n for n in measured if n not in same and n not in behind)
