@@ -609,3 +609,29 @@ def test_sizes_among_the_operations_of_a_region_need_no_memory():
             return F.interpolate(self.out(self.mix(torch.cat(maps, 1))), scale_factor=4, mode="bilinear")
 
     assert student_of(Levels(), torch.randn(1, 3, 128, 128)).plan.peak_bytes > 0
+
+
+class Merging(nn.Module):
+    """Four interleaved parts of a map become its channels, as in Swin."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.head = layer(3, 16), nn.Conv2d(64, 16, 1), head(16)
+
+    def forward(self, x):
+        y = self.stem(x)
+        parts = [y[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        return self.head(self.mix(torch.cat(parts, 1)))
+
+
+def test_slices_that_begin_within_the_first_step_move_between_stages():
+    x = torch.randn(1, 3, 32, 32)
+    stages = stages_of(Merging(), x)
+    assert [stage.grid for stage in stages.free] == [(16, 16), (8, 8)]
+    coarser = student_of(Merging(), x, factors=[2, 1], taps="none")
+    assert [n.args[1][2:] for n in coarser.graph.nodes if n.name.startswith("getitem")] == [
+        (slice(None, None, 1),) * 2
+    ] * 4
+    finer = student_of(Merging(), x, factors=[1, 2], taps="none")
+    starts = [tuple(s.start or 0 for s in n.args[1][2:]) for n in finer.graph.nodes if n.name.startswith("getitem")]
+    assert starts == [(0, 0), (0, 2), (2, 0), (2, 2)]

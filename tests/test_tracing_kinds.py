@@ -361,6 +361,36 @@ def test_a_model_that_differs_from_run_to_run_is_told_so():
         capture(Net(lambda self, y: y * float(next(ticks))).eval(), X)
 
 
+@functools.lru_cache
+def halves(sizes):
+    return tuple(size // 2 for size in sizes)
+
+
+def to_halves(x, pattern):
+    """Lays out a map by a pattern."""
+    return x[..., : tuple(x.shape)[-1] // 2] if pattern == "b c h w" else x
+
+
+to_halves.__module__ = "einops.einops"
+
+
+def test_layouts_by_a_pattern_are_one_operation():
+    class Patterned(Net):
+        def forward(self, x):
+            return super().forward(to_halves(x, "b c h w"))
+
+    captured = same(Patterned())
+    assert [n.target for n in captured.graph_module.graph.nodes if n.target is to_halves] == [to_halves]
+    assert not any("guard" in n.meta for n in captured.graph_module.graph.nodes)
+
+
+def test_a_trace_leaves_nothing_in_a_cache_of_the_teachers():
+    halves.cache_clear()
+    same(Net(lambda self, y: F.adaptive_avg_pool2d(y, halves(tuple(y.shape[2:])))))
+    assert halves.cache_info().currsize == 3  # the runs at other sizes, two of the checks and ours
+    assert {type(side) for side in halves((24, 20))} == {int}
+
+
 def test_a_function_that_holds_itself_is_rebound():
     def halved(x, times):
         return x if times == 0 else halved(F.avg_pool2d(x, 2, math.ceil(2)), times - 1)

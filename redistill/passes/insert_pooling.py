@@ -388,8 +388,9 @@ def _enlargement(own: Window, stride: Fraction) -> int:
 
 
 def _restep(node: Node, order: Restride) -> None:
-    """New steps for a strided slice."""
+    """New steps for a strided slice, which begins as far within the first as before."""
     steps = list(slices_of(node) or ())
     for axis, stride in zip(order.axes, order.strides, strict=True):
-        steps[axis] = slice(None, None, int(stride))
+        start, step = steps[axis].start or 0, steps[axis].step or 1
+        steps[axis] = slice(start * int(stride) // step or None, None, int(stride))
     node.args = (node.args[0], tuple(steps))

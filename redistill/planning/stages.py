@@ -317,8 +317,10 @@ class _Partition:
         if isinstance(module, nn.Upsample) or operators.name_of(node) in _SIZED:
             return self._resize_operator(node, module)
         strides = self.growth.strides(source.name, node.name)
-        if operators.slices_of(node) is not None:
-            return "slice" if any(s != 1 for s in strides) else None
+        slices = operators.slices_of(node)
+        if slices is not None:
+            interleaved = source in self.raw and any(s.start for s in slices)  # all of the image is to be seen
+            return "slice" if any(s != 1 for s in strides) and not interleaved else None
         found = sliding_kind(node, module)
         if found is None or not self._slides_over(node, source, found[1]):
             return None
@@ -419,7 +421,7 @@ class _Partition:
         return isinstance(self.modules.get(str(node.target)), _BatchNorm)
 
 
-_LAID_OUT = ("view", "reshape", "unflatten", "expand")
+_LAID_OUT = ("view", "reshape", "unflatten", "expand", "rearrange")
 _READS_SIZE = ("getattr", "getitem", "size")
 _SIZED = ("interpolate", "upsample", *(f"adaptive_{k}_pool{n}d" for k in ("avg", "max") for n in (1, 2, 3)))
 

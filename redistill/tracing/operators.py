@@ -107,7 +107,7 @@ def is_transposed_convolution(module: nn.Module | None) -> bool:
 
 
 def slices_of(node: Node) -> tuple[slice, ...] | None:
-    """What a strided slice takes of each axis, from the first cell on (``x[..., ::2, ::2]``); None for all else."""
+    """What a strided slice takes of each axis, from within the first step on (``x[..., 1::2]``); None for all else."""
     if node.target is not operator.getitem or "shape" not in getattr(node.args[0], "meta", {}):
         return None
     given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
@@ -117,7 +117,9 @@ def slices_of(node: Node) -> tuple[slice, ...] | None:
     at = given.index(Ellipsis) if Ellipsis in given else len(given)
     whole = (slice(None),) * (dims - len(given) + (Ellipsis in given))
     slices = (*given[:at], *whole, *given[at + 1 :])
-    plain = all(not isinstance(s.step, Node) and s.start in (None, 0) and s.stop is None for s in slices)
+    plain = all(
+        not isinstance(s.step, Node) and s.start in (None, *range(s.step or 1)) and s.stop is None for s in slices
+    )
     return slices if plain and any(s.step not in (None, 1) for s in slices) else None
 
 

@@ -2,13 +2,14 @@
 
 ``int(h)`` must be a number to Python, which would fix it. So the methods of the working copy get globals of their own,
 in which ``int``, ``float``, ``max``, ``min`` and ``math`` take sizes as they take numbers, and functions that their
-author declared to be one operation (``torch.fx.wrap``) become one node. The teacher's modules and their globals are
-not touched.
+author declared to be one operation (``torch.fx.wrap``) become one node. A function that keeps its results in a cache
+(``functools.lru_cache``) runs past it. The teacher's modules and their globals are not touched.
 """
 
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 import types
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch.fx import _symbolic_trace
 from redistill.tracing.sizes import SizeBool, SizeFloat, SizeInt, is_size
 
 Function = types.FunctionType
+_CACHED = functools._lru_cache_wrapper
 _MATH = {name: value for name, value in vars(math).items() if callable(value)}
 
 
@@ -65,14 +67,15 @@ class Rebinder:
         if name not in space:
             return name in _BUILTINS
         value = space[name]
-        if (
-            value is math
-            or _has_backward(value)
-            or (id(space), name) in _symbolic_trace._wrapped_fns_to_patch
-            or _is_math(value)
-        ):
+        if value is math or _has_backward(value) or self._is_one_operation(space, name) or _is_math(value):
+            return True
+        if isinstance(value, _CACHED):
             return True
         return self._is_function_of_ours(value)
+
+    def _is_one_operation(self, space: dict[str, Any], name: str) -> bool:
+        """What its author declared to be one, and what lays out a tensor by a pattern, from sizes kept in a cache."""
+        return (id(space), name) in _symbolic_trace._wrapped_fns_to_patch or is_of_einops(space[name])
 
     def function(self, function: Function) -> Function:
         """The same code over our names."""
@@ -90,12 +93,14 @@ class Rebinder:
     def value(self, space: dict[str, Any], name: str) -> Any:
         """What a global name means in a rebound function."""
         value = space[name]
-        if (id(space), name) in _symbolic_trace._wrapped_fns_to_patch:
+        if self._is_one_operation(space, name):
             return lambda *args, **kwargs: self.record(value, args, kwargs)
         if _has_backward(value):
             self.inlined[value.__name__] = None
         if value is math:
             return _MATH_OF_SIZES
+        if isinstance(value, _CACHED):  # past its cache, which must not keep what a trace yields
+            return self.value_of(value.__wrapped__)
         if _is_math(value):
             return _of_sizes(value)
         return self.value_of(value)
@@ -135,6 +140,11 @@ def _is_torch(function: Function) -> bool:
 
 def _has_backward(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, torch.autograd.Function)
+
+
+def is_of_einops(value: Any) -> bool:
+    """Whether a function or class is one of einops."""
+    return isinstance(value, (Function, type)) and (value.__module__ or "").partition(".")[0] == "einops"
 
 
 def _is_math(value: Any) -> bool:

@@ -21,9 +21,14 @@ from redistill.tracing.guards import exactly, guard_node, user_place
 
 
 class Recorder(Protocol):
-    """What a size needs of the tracer; ``reads_text`` says whether a size that is made text is read for good."""
+    """What a size needs of the tracer.
+
+    ``reads_text`` says whether a size that is made text is read for good; once the trace is ``closed``, sizes that a
+    cache has kept are plain numbers.
+    """
 
     reads_text: bool
+    closed: bool
 
     def record(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record an operation and return what it yields."""
@@ -53,6 +58,8 @@ class _Size:
 
     def read(self, convert: Callable[[Any], Any]) -> Any:
         """The value itself, noted as a guard: the graph is right only while it stays the same."""
+        if self.tracer.closed:
+            return convert(self.value)
         return guard_node(self.origin, self.value, convert, user_place(sys._getframe(1)))
 
     @property
@@ -125,6 +132,8 @@ def _binary(function: Callable[..., Any], swapped: bool = False) -> Callable[[An
     def record(self: _Size, other: Any) -> Any:
         if isinstance(other, (Tensor, tuple, list)):
             return NotImplemented
+        if self.tracer.closed:
+            return function(other, self.value) if swapped else function(self.value, other)
         return self.tracer.record("call_function", function, (other, self) if swapped else (self, other), {})
 
     return record
@@ -132,6 +141,8 @@ def _binary(function: Callable[..., Any], swapped: bool = False) -> Callable[[An
 
 def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
     def record(self: _Size, *rest: Any) -> Any:
+        if self.tracer.closed:
+            return function(self.value, *rest)
         return self.tracer.record("call_function", function, (self, *rest), {})
 
     return record

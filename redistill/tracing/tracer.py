@@ -36,7 +36,7 @@ from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import exactly, guard_node, mark_guards, user_place
 from redistill.tracing.meta import Meta
 from redistill.tracing.obstacles import DataDependenceError, ObstacleError, check_autocast, describe, remedy_of
-from redistill.tracing.rebinding import Rebinder
+from redistill.tracing.rebinding import Rebinder, is_of_einops
 from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
 from redistill.tracing.skeleton import evaluate, known_value, to_meta
 from redistill.tracing.watching import WatchOperators, unsized_operator
@@ -69,6 +69,7 @@ class Tracer:
         self.calls: dict[str, int] = {}
         self.kept: list[Any] = []  # values of erased nodes: no other tensor must take their address
         self.evaluating = False
+        self.closed = False
         self.escaped: ObstacleError | None = None
         self.device = torch.device("cpu")
 
@@ -85,6 +86,7 @@ class Tracer:
             self._check_seen(output)
         for part in self.root.modules():
             part.__dict__["_compiled_call_impl"] = None
+        self.closed = True
         ending = self.graph.output(self.argument(output))
         ending.meta.update(result=result, inlined=tuple(rebinder.inlined))
         mark_guards(self.graph)
@@ -248,7 +250,7 @@ class Tracer:
         if isinstance(value, Tensor):
             return self.nodes.get(id(value)) or self._constant(value)
         if is_size(value):
-            return value.origin
+            return value.value if value.tracer.closed else value.origin
         if isinstance(value, Node):
             return value
         if isinstance(value, dict):
@@ -337,6 +339,8 @@ class Tracer:
         if isinstance(module, _CONTAINERS):
             return False
         if any(c.__module__.startswith(("torch.nn", "torch.jit")) for c in type(module).__mro__ if c is not nn.Module):
+            return True
+        if is_of_einops(type(module)):
             return True
         return next(module.children(), None) is None and not _has_state(module) and _reads_training(module)
 
