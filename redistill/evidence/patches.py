@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ BUDGETS = ("2x", "4x", "8x")
 UNET = "redistill:ddpm_unet"
 ROUNDS = 5
 COLUMNS = (
-    "network", "budget", "extra MACs", "regions", "parts", "time", "error float32", "error float64", "measured",
+    "network", "budget", "extra MACs", "regions", "parts", "time", "error float32", "rounding", "error float64",
+    "measured",
 )  # fmt: skip
 
 
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table.notes += [
         "Convention deploy. time: eager, one thread, the median of the ratios of calls taken in turn.",
         "error: the largest difference from the plain network's outputs over their largest value.",
+        "rounding: the plain network's own, in float32 against float64.",
         "measured: bytes under the meter minus those predicted, convention graph.",
     ]
     sys.stdout.write(f"{table}\n")
@@ -144,6 +147,12 @@ class Plain:
         """Every tensor of its output in ``dtype``."""
         return _outputs(self.model, self.inputs, dtype)
 
+    @cached_property
+    def rounding(self) -> float:
+        """How far its own outputs in float32 are from those in float64."""
+        pairs = zip(self.outputs(torch.float32), self.outputs(torch.float64), strict=True)
+        return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+
     def difference(self, student: Student, dtype: torch.dtype) -> float:
         """The largest difference of a student's outputs over the largest value, computed in ``dtype``."""
         pairs = zip(_outputs(student, self.inputs, dtype), self.outputs(dtype), strict=True)
@@ -177,6 +186,7 @@ def _figures(analysis: Analysis, plain: Plain, budget: str) -> dict[str, str]:
         "parts": ", ".join(str(region.form) for region in patches.regions),
         "time": f"{time_ratio(student, plain.model, plain.inputs):.2f}",
         "error float32": f"{single:.0e}",
+        "rounding": f"{plain.rounding:.0e}",
         "error float64": f"{double:.0e}",
         "measured": f"{measure(student, plain.inputs) - profile(student, plain.inputs, 'graph').peak_bytes:+,}",
     }

@@ -41,7 +41,7 @@ COARSE = Lattice((1, 2, 4, 8), (2, 4, 8, 14, 28, 56), 32)
 """Enough to tell quickly what patches would do."""
 NEARLY = 0.01
 """Segmentations within this share of the network's multiply-accumulates are weighed by their calls too."""
-CALL = 2e-5
+CALL = 1e-4
 """What a call more is worth, as a share of the network's multiply-accumulates: every call takes time of its own."""
 
 
