@@ -134,7 +134,7 @@ def _try(analysis: Analysis, request: Request, limit: int, by_stage: tuple[int, 
     try:
         pooled = pool(analysis, by_stage, shares_weights=not request.passes)  # most plans fail; weights are large
         taps = find_taps(analysis, by_stage, request, real_grids(analysis, pooled)) if with_taps else ()
-        rewritten = attach(analysis, pooled, taps, request.init, request.passes)
+        rewritten = attach(analysis, pooled, taps, request.init, request.passes, bounds_orders=False)
         found = patch(analysis, rewritten, limit, request.max_extra_macs)
     except PlanError:
         return None

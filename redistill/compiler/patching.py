@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from redistill.compiler.analysis import Analysis
 from redistill.compiler.rewriting import Rewritten
 from redistill.errors import PlanError
+from redistill.memory.order import lower_bound
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import record_graph
 from redistill.passes.patch import join_of, lay_patches, mark_patches
@@ -41,7 +42,8 @@ def patch(analysis: Analysis, rewritten: Rewritten, limit: int, max_extra_macs: 
     made anew for less.
     """
     if rewritten.profile.peak_bytes <= limit:
-        return Patched(rewritten, PatchPlan())
+        bound = lower_bound(rewritten.record, rewritten.profile.convention)
+        return Patched(replace(rewritten, profile=replace(rewritten.profile, lower_bound=bound)), PatchPlan())
     segmenter, target = segmenter_of(analysis, rewritten, max_extra_macs), limit
     for _ in range(ATTEMPTS):
         found = segmenter.find(target)

@@ -59,8 +59,11 @@ def attach(
     taps: Sequence[Tap],
     init: str = "gentle",
     passes: Sequence[Pass] = (),
+    bounds_orders: bool = True,
 ) -> Rewritten:
     """Lay the taps into a student that is pooled already, in place, run the user's ``passes`` and verify it.
+
+    Without ``bounds_orders`` its profile tells no bound over all orders: for a student that may not fit.
 
     Raises:
         PlanError: a guard no longer holds, an output changes its shape, or a pass of ours fails.
@@ -76,7 +79,7 @@ def attach(
     if passes:
         student = _run_own(student, passes, verify)
     run_passes(student, [StripGuardsPass()])
-    found = profile_record(verify.record, analysis.convention.of_graph)
+    found = profile_record(verify.record, analysis.convention.of_graph, bounds_orders)
     return Rewritten(student, replace(found, parameters=count_parameters(student), dtype=analysis.dtype), verify.record)
 
 

@@ -58,10 +58,11 @@ def profile(
     return replace(found, parameters=count_parameters(model), dtype=dtype)
 
 
-def profile_record(record: GraphRecord, convention: Convention) -> MemoryProfile:
-    """The profile of a recorded graph, in the order it was recorded, with the bound over all orders."""
+def profile_record(record: GraphRecord, convention: Convention, bounds_orders: bool = True) -> MemoryProfile:
+    """The profile of a recorded graph, in the order it was recorded, with the bound over all orders where wanted."""
     buffers = lifetimes(record, convention)
-    return MemoryProfile(convention, timeline(record, buffers, convention), buffers, lower_bound(record, convention))
+    bound = lower_bound(record, convention) if bounds_orders else None
+    return MemoryProfile(convention, timeline(record, buffers, convention), buffers, bound)
 
 
 def count_parameters(module: nn.Module) -> int:
