@@ -431,6 +431,17 @@ def test_a_forward_that_spoils_its_own_gradient_is_refused():
         capture(Net(spoil), X[:1])
 
 
+def test_writes_that_leave_the_gradient_alone_are_taken_frozen_weights_or_not():
+    def write(_, x):
+        found = torch.zeros_like(x)
+        found[:, :2] = x[:, 2:]
+        return found
+
+    network = Net(write)
+    network.a.requires_grad_(False)
+    same(network)
+
+
 def test_a_branch_on_sizes_holds_where_it_was_taken():
     def even(self, y):
         return y if y.shape[-1] > 20 else -y

@@ -67,10 +67,11 @@ def check_gradient(graph_module: GraphModule, inputs: Sequence[Tensor]) -> None:
     """
     twin = working_copy(graph_module)
     with torch.enable_grad(), preserved_generators():
-        outputs = [x for x in _tensors(twin(*inputs)) if x.requires_grad]
+        outputs = [x.float().sum() for x in _tensors(twin(*inputs)) if x.requires_grad]
+        weights = [p for p in twin.parameters() if p.requires_grad]
         try:
             if outputs:
-                torch.autograd.grad([x.float().sum() for x in outputs], list(twin.parameters()), allow_unused=True)
+                torch.autograd.grad(outputs, weights, allow_unused=True)
         except RuntimeError as error:
             raise TraceError(
                 f"{type(graph_module).__name__} writes into values that its gradient needs, so that no student of it "
