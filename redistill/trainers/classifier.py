@@ -2,7 +2,7 @@
 
     redistill train                                  # minutes on a CPU, nothing to download
     accelerate launch -m redistill.trainers.classifier --config stl10/mobilenetv2.yaml --set data.root=/data
-    redistill train --config my.yaml --set distillation.methods=red+kd --set student.budget=8x
+    redistill train --config my.yaml --set distillation.methods=kd+reentry --set student.budget=8x
     redistill train --config digits/int8.yaml        # and its int8 student, trained rounded
     redistill train --list
 

@@ -3,7 +3,7 @@
     redistill train-denoiser                                    # minutes on a CPU, nothing to download
     accelerate launch -m redistill.trainers.denoiser --config cifar10/ddpm.yaml --set data.root=/data
     accelerate launch -m redistill.trainers.denoiser --config cifar10/ddpm_teacher.yaml --set data.root=/data
-    redistill train-denoiser --config my.yaml --set distillation.methods=red+mse --set student.budget=8x
+    redistill train-denoiser --config my.yaml --set distillation.methods=mse --set student.budget=8x
     redistill train-denoiser --list
 
 One YAML file is one experiment: data, diffusion, teacher, student, distillation, recipe, sampling, run. A teacher

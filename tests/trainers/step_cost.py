@@ -40,7 +40,8 @@ def least(*steps):
 def measure(spec, size, batch, methods):
     """Milliseconds of a distillation step, and of the teacher's forward and the plain student's step."""
     settings = [f"teacher.model={spec}", f"data.image_size={size}", f"distillation.methods={methods}"]
-    config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, "student.recalibrate=0"])
+    taps = "student.taps=auto" if "red" in methods.split("+") else "student.taps=none"
+    config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, taps, "student.recalibrate=0"])
     experiment, teacher = ClassifierExperiment(config, Path("unused")), load_model(spec, "random")
     student = obtain_student(experiment, teacher)
     task = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher})).train()

@@ -115,6 +115,7 @@ class Classifier(Training):
     settings = (
         "teacher.recipe.steps=6",
         "teacher.recipe.batch_size=16",
+        "student.taps=auto",
         "distillation.methods=red+kd",
         "recipe.ema=0.9",
     )
