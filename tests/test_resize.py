@@ -112,7 +112,7 @@ def test_fidelity_compares_smaller_images_with_coarser_grids():
     both = redistill.transform(teacher, images[:1], "2x", levers="resize,pool", **options)
     note = next(note for note in both.provenance.notes if note.startswith("fidelity: "))
     assert "2,2,2,2 (" in note
-    report = redistill.fit(alone, teacher, images)
+    report = redistill.fit(alone, teacher, images, layers="all")
     assert len(report.layers) == 4
 
 
