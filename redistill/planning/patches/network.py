@@ -157,13 +157,17 @@ class PatchNetwork:
 
     @cached_property
     def reach_back(self) -> list[int]:
-        """For each cut the earliest start of a region that ends there and holds only what can be run in parts."""
-        found = []
-        start = 0
-        for end in range(len(self) + 1):
-            before = self.steps[end - 1] if end else None
-            if before is not None and before.rule is None and before.ready is None and not before.takes_mean:
-                start = end
+        """For each cut the earliest start of a region that ends there and holds only what can be run in parts.
+
+        Of means, a region holds one at most.
+        """
+        found = [0]
+        start, mean = 0, -1
+        for step in self.steps:
+            if step.takes_mean:
+                start, mean = max(start, mean + 1), step.position
+            elif step.rule is None and step.ready is None:
+                start = step.position + 1
             found.append(start)
         return found
 
