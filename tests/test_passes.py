@@ -314,3 +314,44 @@ def test_a_pixel_shuffle_at_the_tail_is_part_of_the_plan():
     ).eval()
     student = redistill.transform(network, torch.randn(1, 3, 32, 32), "2x", taps="none")
     assert student.plan.certificate.excluded == 0
+
+
+class Overwrites(nn.Module):
+    """What a pool or an interpolation yields is written over, and what it read is read again."""
+
+    def __init__(self, stride, between, back):
+        super().__init__()
+        self.a, self.between, self.act = nn.Conv2d(3, 8, 3, stride, 1), between, nn.ReLU(inplace=True)
+        self.b, self.back, self.tail = nn.Conv2d(8, 8, 3, padding=1), back, nn.Conv2d(16, 12, 3, padding=1)
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.tail(torch.cat([a, self.back(self.b(self.act(self.between(a))))], 1))
+
+
+@pytest.mark.parametrize(
+    ("stride", "between", "back", "factors"),
+    [
+        (1, nn.MaxPool2d(2), nn.Upsample(scale_factor=2), (2, 1)),
+        (2, nn.Upsample(scale_factor=2), nn.MaxPool2d(2), (1, 2)),
+    ],
+)
+def test_what_is_left_out_keeps_apart_what_is_written_over(stride, between, back, factors):
+    torch.manual_seed(0)
+    module, x = Overwrites(stride, between, back).eval(), torch.randn(1, 3, 32, 32)
+    student = redistill.transform(module, x, factors=factors, taps="none").eval()
+    a = student.get_submodule("a")(x)
+    wanted = torch.cat([a, student.get_submodule("b")(a.relu())], 1)
+    torch.testing.assert_close(student.tapped({"cat": "cat"})(x)[1]["cat"], wanted)
+
+
+def test_a_tap_may_lie_at_an_interpolation_that_is_left_out():
+    back = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1))
+    down = nn.Conv2d(16, 32, 3, 2, 1)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), down, nn.Upsample(scale_factor=2), back).eval()
+    x = torch.randn(1, 3, 32, 32)
+    student = redistill.transform(module, x, factors=(2, 1, 2), taps=[("2 out", "1 out")]).eval()
+    output, maps = student.tapped()(x)
+    assert [tuple(value.shape) for value in maps.values()] == [(1, 32, 16, 16)]
+    assert output.shape == module(x).shape
+    assert all(n.users or n.op == "output" for n in student.graph.nodes)

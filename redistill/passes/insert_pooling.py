@@ -26,6 +26,7 @@ from redistill.passes.geometry import Fit, UnreachableGridError, refit, stretch,
 from redistill.tracing.copying import shallow_copy
 from redistill.tracing.meta import Meta
 from redistill.tracing.operators import name_of, slices_of, yields_features
+from redistill.tracing.outputs import writes_over
 from redistill.tracing.windows import (
     Sides,
     Window,
@@ -243,7 +244,7 @@ class _Rewriter(ShapeInterpreter):
     def _write(self, node: Node, fit: Fit, times: int) -> Node:
         """Put the window into the node; its output gets ``times`` the channels."""
         if fit.is_identity:
-            self._set_module(node, nn.Identity())
+            self._leave_out(node)
             return node
         module = write_window(node, self._module(node), fit.window)
         if module is None:
@@ -295,6 +296,14 @@ class _Rewriter(ShapeInterpreter):
             node.target = path
         self.graph_module.set_submodule(path, module)
 
+    def _leave_out(self, node: Node) -> None:
+        """Let the node hand on what it reads; a copy, where what follows would write over a map that others read."""
+        source = node.all_input_nodes[0]
+        if len(source.users) > 1 and any(writes_over(user, node) for user in node.users):
+            node.op, node.target, node.args, node.kwargs = "call_method", "clone", (source,), {}
+        else:
+            self._set_module(node, nn.Identity())
+
     def _free_path(self, path: str) -> str:
         while path in dict(self.graph_module.named_modules()):
             path += "_"
@@ -303,7 +312,7 @@ class _Rewriter(ShapeInterpreter):
     def _rescale(self, node: Node, order: Restride) -> None:
         """A new scale for an interpolation, which is left out where nothing is to be enlarged."""
         if set(order.strides) == {1}:
-            node.replace_all_uses_with(node.all_input_nodes[0])
+            self._leave_out(node)
             return
         module = self._module(node)
         own: Any = node.kwargs.get("scale_factor", node.args[2] if len(node.args) > 2 else None)

@@ -27,7 +27,7 @@ def with_outputs(graph_module: GraphModule, places: Mapping[str, str], output: b
     missing = [node for node in places.values() if node not in by_name]
     if missing:
         raise TapError(f"{type(graph_module).__name__} has no graph node {', '.join(missing)}")
-    overwritten = {old.name for old in copies if any(_writes_over(user, old) for user in old.users)}
+    overwritten = {old.name for old in copies if any(writes_over(user, old) for user in old.users)}
     extra = {name: _copied(by_name[node]) if node in overwritten else by_name[node] for name, node in places.items()}
     graph.output((result if output else None, extra))
     graph.eliminate_dead_code(is_impure_node=_must_stay)
@@ -53,7 +53,8 @@ def _copied(node: Node) -> Node:
         return node.graph.call_method("clone", (node,))
 
 
-def _writes_over(user: Node, node: Node) -> bool:
+def writes_over(user: Node, node: Node) -> bool:
+    """Whether ``user`` leaves its result in place of the value of ``node``."""
     if user.op == "call_module":
         return bool(getattr(module_of(user), "inplace", False))
     in_place = user.kwargs.get("inplace", False) or (
