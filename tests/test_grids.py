@@ -10,9 +10,9 @@ from torch import nn
 
 import redistill
 from redistill.compiler.analysis import analyze
+from redistill.planning.partition import find_stages
 from redistill.planning.scaling import ScalingModel, candidate_factors
 from redistill.planning.search import keep_most_macs, solve
-from redistill.planning.stages import find_stages
 from redistill.tracing.capture import capture
 
 

@@ -379,7 +379,7 @@ def test_a_report_replaces_the_one_before(tmp_path: Path) -> None:
 
 def test_a_captured_network_reports_in_every_form(tmp_path: Path) -> None:
     from redistill.memory.profiling import profile
-    from redistill.planning.stages import find_stages
+    from redistill.planning.partition import find_stages
     from redistill.tracing.capture import capture
 
     net = nn.Sequential(

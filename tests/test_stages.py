@@ -8,7 +8,7 @@ from torch import nn
 
 import redistill
 from redistill.models import DDPMUNet, load_model
-from redistill.planning.stages import find_stages
+from redistill.planning.partition import find_stages
 from redistill.tracing.capture import capture
 
 

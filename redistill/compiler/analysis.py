@@ -20,7 +20,8 @@ from redistill.passes.reduce_input import ReduceInputPass, ReduceJoinedPass
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.running import run_passes
 from redistill.planning.crossings import Crossing, find_crossings
-from redistill.planning.stages import StageGraph, find_stages
+from redistill.planning.partition import find_stages
+from redistill.planning.stages import StageGraph
 from redistill.tracing.call import Call
 from redistill.tracing.capture import capture
 from redistill.tracing.contexts import undisturbed

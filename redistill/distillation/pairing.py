@@ -8,7 +8,8 @@ from torch.fx import GraphModule
 
 from redistill.distillation.features import Feature, FeatureKind, Nodes
 from redistill.errors import TapError
-from redistill.planning.stages import Stage, find_stages
+from redistill.planning.partition import find_stages
+from redistill.planning.stages import Stage
 from redistill.student import Student, record_of
 from redistill.tracing.capture import capture
 from redistill.tracing.outputs import with_outputs

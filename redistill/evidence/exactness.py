@@ -8,7 +8,7 @@ from tqdm import tqdm
 from redistill import InfeasibleBudgetError, measure, profile, transform
 from redistill.evidence.networks import EXACT, build, short
 from redistill.internal.tables import Table
-from redistill.planning.stages import find_stages
+from redistill.planning.partition import find_stages
 from redistill.tracing.capture import capture
 
 
