@@ -14,8 +14,9 @@ from redistill.memory.lifetimes import MemoryProfile
 from redistill.memory.profiling import count_parameters, profile_record
 from redistill.memory.recording import GraphRecord
 from redistill.passes.attach_taps import AttachTapsPass, TapOrder
+from redistill.passes.editing import carriers
 from redistill.passes.geometry import UnreachableGridError
-from redistill.passes.insert_pooling import InsertPoolingPass, Resize, Restride, carriers
+from redistill.passes.insert_pooling import InsertPoolingPass, Resize, Restride
 from redistill.passes.running import Pass, pass_name, run_passes
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.passes.verify import VerifyPass, output_shapes

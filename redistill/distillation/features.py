@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from redistill.distillation.method import Need, Outputs
-from redistill.passes.insert_pooling import carriers
+from redistill.passes.editing import carriers
 from redistill.planning.stages import Stage
 from redistill.student import Student, record_of
 from redistill.tracing.meta import Meta

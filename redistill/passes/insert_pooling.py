@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from operator import getitem
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
@@ -21,12 +20,12 @@ from redistill.internal.silence import quiet_logger
 from redistill.internal.text import format_shape
 from redistill.memory.recording import ShapeInterpreter
 from redistill.passes.checks import require_shapes
+from redistill.passes.editing import GraphEditor
 from redistill.passes.enlarging import repeat, scale_size, shuffle
 from redistill.passes.geometry import Fit, UnreachableGridError, refit, stretch, stretched, widen
 from redistill.tracing.copying import shallow_copy
 from redistill.tracing.meta import Meta
 from redistill.tracing.operators import name_of, slices_of, yields_features
-from redistill.tracing.outputs import writes_over
 from redistill.tracing.windows import (
     Sides,
     Window,
@@ -36,8 +35,6 @@ from redistill.tracing.windows import (
     with_own_padding,
     write_window,
 )
-
-CARRIES = "carries"  # key in node.meta: the node whose map this one holds, enlarged or cropped
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,7 @@ class _Rewriter(ShapeInterpreter):
 
     def __init__(self, graph_module: GraphModule) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
-        self.graph_module = graph_module
-        self.calls: dict[str, int] = {}
-        for node in graph_module.graph.find_nodes(op="call_module"):
-            self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
+        self.editor = GraphEditor(graph_module)
 
     def run_node(self, n: Node) -> Any:
         order = n.meta.pop(Meta.RESTRIDE, None)
@@ -141,7 +135,7 @@ class _Rewriter(ShapeInterpreter):
     def _rewrite(self, node: Node, order: Restride | Resize) -> None:
         if isinstance(order, Resize):
             self._resize(node, order)
-        elif sliding_kind(node, self._module(node)) is not None:
+        elif sliding_kind(node, self.editor.module(node)) is not None:
             self._reslide(node, order)
         elif slices_of(node) is not None:
             _restep(node, order)
@@ -150,7 +144,7 @@ class _Rewriter(ShapeInterpreter):
 
     def _reslide(self, node: Node, order: Restride) -> None:
         """New strides and paddings for a convolution or pool, and what enlarges and crops its output."""
-        module = self._module(node)
+        module = self.editor.module(node)
         own = read_window(node, module, lambda weight: self.env[weight].shape[2:])
         if own.kind == "transposed":
             own = self._stretch(node, own, order)
@@ -164,13 +158,13 @@ class _Rewriter(ShapeInterpreter):
         fit = self._fit(node, own, strides, target)
         features = yields_features(module)
         changed = self._write(node, fit, 1 if features else math.prod(times))
-        last = self._crop(changed, fit.crop)
+        last = self.editor.crop(changed, fit.crop)
         if math.prod(times) > 1:
-            last = self._enlarge(last, node.name, repeat(times) if features else shuffle(times))
+            last = self.editor.enlarge(last, node.name, repeat(times) if features else shuffle(times))
             sides = [0] * dims
             for axis, side in zip(order.axes, order.target, strict=True):
                 sides[axis] = -side % times[axis]
-            self._crop(last, sides)
+            self.editor.crop(last, sides)
 
     def _stretch(self, node: Node, own: Window, order: Restride) -> Window:
         """Let a transposed convolution lay out each of its cells several times, where its kernel would leave gaps."""
@@ -182,12 +176,12 @@ class _Rewriter(ShapeInterpreter):
             return own
         if set(own.dilation) != {1}:
             raise MisfitError(node, "a dilated transposed convolution cannot reach a finer grid")
-        module = self._module(node)
+        module = self.editor.module(node)
         if module is None:
             self._stretch_function(node, times)
         else:
             with unset_fake_temporarily():  # new weights are real ones
-                self._set_module(node, stretch(module, times))
+                self.editor.set_module(node, stretch(module, times))
         return stretched(own, times)
 
     def _stretch_function(self, node: Node, times: Sequence[int]) -> None:
@@ -204,7 +198,7 @@ class _Rewriter(ShapeInterpreter):
     def _fit(self, node: Node, own: Window, strides: Sequence[Fraction], target: Sequence[int | None]) -> Fit:
         """The fit; a class that pads by itself keeps its own padding if that leads to the grid wanted."""
         source = tuple(self.env[node.all_input_nodes[0]].shape[-len(strides) :])
-        called = str(self._module(node) or name_of(node))
+        called = str(self.editor.module(node) or name_of(node))
         try:
             fit = refit(called, own, strides, source, target)
         except UnreachableGridError as error:
@@ -236,7 +230,7 @@ class _Rewriter(ShapeInterpreter):
 
     def _sides_of(self, node: Node, fit: Fit) -> Sides:
         """The sides that the node's module makes of its real input with this window."""
-        module = write_window(node, self._module(node), fit.window)
+        module = write_window(node, self.editor.module(node), fit.window)
         assert module is not None, "a function has no forward of its own"
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         return tuple(module(*args, **kwargs).shape[-len(fit.crop) :])
@@ -244,15 +238,15 @@ class _Rewriter(ShapeInterpreter):
     def _write(self, node: Node, fit: Fit, times: int) -> Node:
         """Put the window into the node; its output gets ``times`` the channels."""
         if fit.is_identity:
-            self._leave_out(node)
+            self.editor.leave_out(node)
             return node
-        module = write_window(node, self._module(node), fit.window)
+        module = write_window(node, self.editor.module(node), fit.window)
         if module is None:
             if times > 1:
                 self._widen_function(node, times)
             return node
         with unset_fake_temporarily():  # new weights are real ones
-            self._set_module(node, module if times == 1 else widen(module, times))
+            self.editor.set_module(node, module if times == 1 else widen(module, times))
         return node
 
     def _widen_function(self, node: Node, times: int) -> None:
@@ -267,54 +261,12 @@ class _Rewriter(ShapeInterpreter):
                 kwargs[name] = copies
         node.kwargs = kwargs
 
-    def _enlarge(self, node: Node, name: str, enlarging: nn.Module) -> Node:
-        path = self._free_path(f"{name}_upsampling")
-        self.graph_module.add_submodule(path, enlarging)
-        return self._append(node, lambda graph: graph.call_module(path, (node,)))
-
-    def _crop(self, node: Node, excess: Sequence[int]) -> Node:
-        """Leave out so many cells at the end of each side."""
-        if not any(excess):
-            return node
-        index: Any = (..., *(slice(None, -e or None) for e in excess))
-        return self._append(node, lambda graph: graph.call_function(getitem, (node, index)))
-
-    def _module(self, node: Node) -> nn.Module | None:
-        return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def _set_module(self, node: Node, module: nn.Module) -> None:
-        """Put ``module`` in place of the node's; beside it, if other nodes call the old one."""
-        if node.op != "call_module":
-            path = self._free_path(f"{node.name}_on_the_grid")
-            node.op, node.target, node.args, node.kwargs = "call_module", path, (node.all_input_nodes[0],), {}
-            self.graph_module.add_submodule(path, module)
-            return
-        path = str(node.target)
-        if self.calls.get(path, 0) > 1:
-            self.calls[path] -= 1
-            path = self._free_path(f"{path}_at_{node.name}")
-            node.target = path
-        self.graph_module.set_submodule(path, module)
-
-    def _leave_out(self, node: Node) -> None:
-        """Let the node hand on what it reads; a copy, where what follows would write over a map that others read."""
-        source = node.all_input_nodes[0]
-        if len(source.users) > 1 and any(writes_over(user, node) for user in node.users):
-            node.op, node.target, node.args, node.kwargs = "call_method", "clone", (source,), {}
-        else:
-            self._set_module(node, nn.Identity())
-
-    def _free_path(self, path: str) -> str:
-        while path in dict(self.graph_module.named_modules()):
-            path += "_"
-        return path
-
     def _rescale(self, node: Node, order: Restride) -> None:
         """A new scale for an interpolation, which is left out where nothing is to be enlarged."""
         if set(order.strides) == {1}:
-            self._leave_out(node)
+            self.editor.leave_out(node)
             return
-        module = self._module(node)
+        module = self.editor.module(node)
         own: Any = node.kwargs.get("scale_factor", node.args[2] if len(node.args) > 2 else None)
         own = own if module is None else module.scale_factor
         dims = self.env[node.all_input_nodes[0]].dim() - 2
@@ -328,7 +280,7 @@ class _Rewriter(ShapeInterpreter):
         else:
             enlarging: Any = shallow_copy(module)
             enlarging.scale_factor = scale
-            self._set_module(node, enlarging)
+            self.editor.set_module(node, enlarging)
         self._crop_rounding(node, order, dims, scales)
 
     def _crop_rounding(self, node: Node, order: Restride, dims: int, scales: Sequence[float]) -> None:
@@ -337,11 +289,11 @@ class _Rewriter(ShapeInterpreter):
         for axis, side in zip(order.axes, order.target, strict=True):
             made = math.floor(self.env[node.all_input_nodes[0]].shape[axis] * scales[axis])
             excess[axis] = made - side if 0 < made - side < scales[axis] else 0
-        self._crop(node, excess)
+        self.editor.crop(node, excess)
 
     def _resize(self, node: Node, order: Resize) -> None:
         """Scale every size the node is told: whatever it reads beside its first input, or the constant it holds."""
-        size = constant_size(node, self._module(node))
+        size = constant_size(node, self.editor.module(node))
         if size is not None:
             over, times = order.ratio.as_integer_ratio()
             self._bring_to(node, scale_size(size, times, over))
@@ -365,7 +317,7 @@ class _Rewriter(ShapeInterpreter):
         node.args, node.kwargs = args, kwargs
 
     def _bring_to(self, node: Node, size: Sides) -> None:
-        module = self._module(node)
+        module = self.editor.module(node)
         if module is None:
             node.args, node.kwargs = (
                 (node.args[0], size, *node.args[2:]),
@@ -374,21 +326,7 @@ class _Rewriter(ShapeInterpreter):
         else:
             brought: Any = shallow_copy(module)
             brought.size = size
-            self._set_module(node, brought)
-
-    def _append(self, node: Node, create: Callable[[Graph], Node]) -> Node:
-        """Insert a node after ``node`` that takes over its users."""
-        with node.graph.inserting_after(node):
-            successor = create(node.graph)
-        successor.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
-        successor.meta[CARRIES] = node.meta.get(CARRIES, node.name)
-        node.replace_all_uses_with(successor, delete_user_cb=lambda user: user is not successor)
-        return successor
-
-
-def carriers(graph_module: GraphModule) -> dict[str, Node]:
-    """Where the map of each node stands: at the node itself, or at the last one that enlarges or crops it."""
-    return {node.meta.get(CARRIES, node.name): node for node in graph_module.graph.nodes}
+            self.editor.set_module(node, brought)
 
 
 def _enlargement(own: Window, stride: Fraction) -> int:
