@@ -10,7 +10,6 @@ what escapes both is known by its tensors, and the module around it stays one op
 
 from __future__ import annotations
 
-import inspect
 import operator
 import sys
 from collections import OrderedDict
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from redistill.errors import TraceError
@@ -32,18 +30,18 @@ from redistill.tracing import operators
 from redistill.tracing.call import Call, read_call
 from redistill.tracing.contexts import plain_context
 from redistill.tracing.copying import meta_copy, set_mode, working_copy
+from redistill.tracing.dispatch import RecordOperators
 from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import exactly, guard_node, mark_guards, user_place
+from redistill.tracing.leaves import is_layer, is_leaf
 from redistill.tracing.meta import Meta
 from redistill.tracing.obstacles import DataDependenceError, ObstacleError, check_autocast, describe, remedy_of
-from redistill.tracing.rebinding import Rebinder, is_of_einops
+from redistill.tracing.rebinding import Rebinder
 from redistill.tracing.sizes import SizeTuple, is_size, wrap_number
 from redistill.tracing.skeleton import evaluate, known_value, to_meta
 from redistill.tracing.watching import WatchOperators, unsized_operator
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 UNSEEN = "a tensor comes out of code that the trace cannot see into"
-_ALIASES = frozenset(("aten::detach", "aten::alias", "aten::view_as", "aten::lift_fresh"))
 
 
 class Tracer:
@@ -81,7 +79,7 @@ class Tracer:
             part.__dict__["_compiled_call_impl"] = partial(self.call_module, part)
             rebinder.rebind(part)
         proxies = self._placeholders(call.names, inputs)
-        with torch.no_grad(), _RecordOperators(self), RecordFunctions(self):
+        with torch.no_grad(), RecordOperators(self), RecordFunctions(self):
             output, result = call.trace(lambda *args, **kwargs: _run(self.root, args, kwargs), proxies)
             self._check_seen(output)
         for part in self.root.modules():
@@ -294,7 +292,11 @@ class Tracer:
         path = self.module_paths[module]
         if self.is_blind:
             return _run(module, args, kwargs)
-        if self._is_leaf(module, path) or self._is_plain_layer(module, path, args, kwargs):
+        if (
+            path in self.opaque
+            or is_leaf(module, self.leaf_modules)
+            or self._is_plain_layer(module, path, args, kwargs)
+        ):
             return self._call_leaf(path, args, kwargs)
         mark = (next(iter(reversed(self.graph.nodes)), None), len(self.journal), dict(self.calls))
         try:
@@ -332,21 +334,9 @@ class Tracer:
         finally:
             self.stack.pop(key, None)
 
-    def _is_leaf(self, module: nn.Module, path: str) -> bool:
-        """Instances of torch.nn layers, and childless modules with a train/eval behaviour of their own but no state."""
-        if isinstance(module, self.leaf_modules) or path in self.opaque:
-            return True
-        if isinstance(module, _CONTAINERS):
-            return False
-        if any(c.__module__.startswith(("torch.nn", "torch.jit")) for c in type(module).__mro__ if c is not nn.Module):
-            return True
-        if is_of_einops(type(module)):
-            return True
-        return next(module.children(), None) is None and not _has_state(module) and _reads_training(module)
-
     def _is_plain_layer(self, module: nn.Module, path: str, args: Any, kwargs: Any) -> bool:
         """Whether a layer of one's own, without children but with state, slides over no grid: it stays in one piece."""
-        if isinstance(module, _CONTAINERS) or next(module.children(), None) is not None or not _has_state(module):
+        if not is_layer(module):
             return False
         watch = WatchOperators()
         with suppress(Exception), self._unseen(), watch:
@@ -370,37 +360,6 @@ class Tracer:
     def _erase(self, node: Node) -> None:
         self.graph.erase_node(node)
         self.kept.append(self.values.pop(node, None))
-
-
-class _RecordOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what computes on the trace's tensors past Python: TorchScript, functorch, extensions in C++.
-
-    It raises nothing, for C++ that is left by an exception may stay in a state of its own.
-    """
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.tracer = tracer
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
-        node = next((tracer.nodes[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in tracer.nodes), None)
-        if tracer.is_blind or node is None:
-            return func(*args, **kwargs)
-        if func is torch.ops.aten.set_.default:  # it frees memory, and computes nothing
-            return args[0]
-        if func._schema.name in _ALIASES:
-            result = func(*args, **kwargs)
-            tracer.bind(result, node)
-            tracer.kept.append(result)
-            return result
-        try:
-            return tracer.record("call_function", func, args, kwargs)
-        except Exception as error:
-            tracer.escaped = ObstacleError(str(error), place=user_place(sys._getframe(1)))
-            return func(*args, **kwargs)
 
 
 def trace_graph(
@@ -473,12 +432,3 @@ def _filled(like: Any, parts: dict[Any, Any]) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
-
-
-def _has_state(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-
-
-def _reads_training(module: nn.Module) -> bool:
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and "training" in code.co_names
