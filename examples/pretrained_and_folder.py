@@ -34,5 +34,5 @@ if __name__ == "__main__":
     torch.save(digits.train(load_model(MODEL, "random"), images, labels).state_dict(), "teacher.pth")
     data = ["data.name=image_folder", "data.root=pictures", "data.image_size=64", "data.cache=none"]
     teacher = [f"teacher.model={MODEL}", "teacher.weights=teacher.pth", "teacher.recipe=null"]
-    recipe = ["recipe.epochs=2", "recipe.optimizer.learning_rate=0.005", "student.start=fitted", "run.folder=run"]
+    recipe = ["recipe.epochs=2", "recipe.optimizer.learning_rate=0.005", "student.start=teacher", "run.folder=run"]
     raise SystemExit(main([word for setting in (*data, *teacher, *recipe) for word in ("--set", setting)]))

@@ -131,7 +131,7 @@ def fit(
         >>> from redistill.models import load_model
         >>> teacher = load_model("redistill:cifar_resnet?depth=8", "random")
         >>> student = redistill.transform(teacher, torch.zeros(1, 3, 32, 32), factors=[2, 1, 1])
-        >>> report = redistill.fit(student, teacher, torch.randn(16, 3, 32, 32))
+        >>> report = redistill.fit(student, teacher, torch.randn(16, 3, 32, 32), layers="all")
         >>> len(report.layers) > 5
         True
     """
