@@ -172,7 +172,8 @@ def _what_patches_would_do(analysis: Analysis, request: Request, choice: Choice)
         yield f"patches alone would meet this budget at {_cost(analysis, found)}, outputs unchanged (levers patches)"
     else:
         best = best_patches(segmenter, limit, precision=QUICK)
-        yield f"patches alone do not: searched quickly, {_best(analysis, best)}; together (levers patches,pool) they do"
+        reached = _best(analysis, best)
+        yield f"patches alone do not meet this budget: searched quickly, {reached}; levers patches,pool do"
 
 
 def _cost(analysis: Analysis, found: Segmentation) -> str:
