@@ -1,13 +1,16 @@
 """Whatever is killed goes on to the same bits, and nothing is left half-written; the evidence kills many more."""
 
-import os
-import signal
+import multiprocessing
 
 import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
 
-from redistill.evidence.trust.kills import Export, Saving, kill_works
+from redistill.evidence.trust.kills import Classifier, Export, Saving, kill, kill_works
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+pytestmark = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="processes part from a server"
+)
 
 
 def test_what_is_written_is_whole_or_not_there(tmp_path):
@@ -15,11 +18,21 @@ def test_what_is_written_is_whole_or_not_there(tmp_path):
         folder = tmp_path / type(work).__name__
         folder.mkdir()
         assert work.finish(folder)
-        child = work.begin(folder)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        kill(work.begin(folder))
         assert work.fault(folder) is None
         assert work.outcome(folder)
+
+
+def test_a_process_that_has_run_backward_on_threads_can_begin_work(tmp_path):
+    weight = torch.ones(3, requires_grad=True)
+
+    def nested(x, depth):
+        return checkpoint(nested, x, depth - 1, use_reentrant=True) if depth else x * weight
+
+    nested(weight, 70).sum().backward()  # deeper than one thread goes: autograd starts more
+    folder = tmp_path / "classifier"
+    assert Classifier().finish(folder)
+    assert Classifier().outcome(folder)
 
 
 @pytest.mark.slow

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,23 +67,27 @@ class Work(ABC):
         """What must not be seen after a kill."""
         return None
 
-    def begin(self, folder: Path) -> int:
-        """Start it in a process of its own."""
-        main = import_module(self.module).main  # imported once, before the processes part
-        sys.stdout.flush()
-        child = os.fork()
-        if child:
-            return child
-        os.setpgrp()
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        os._exit(run(main, self.arguments(folder)))
+    def begin(self, folder: Path) -> BaseProcess:
+        """Start it in a process of its own, parted from a server that has only imported: this one may have threads."""
+        context = multiprocessing.get_context("forkserver")
+        multiprocessing.set_forkserver_preload([__name__, self.module])
+        process = context.Process(target=_do, args=(self.module, self.arguments(folder)))
+        process.start()
+        return process
 
     def finish(self, folder: Path) -> bool:
         """Let it come to its end; whether it did well."""
-        _, status = os.waitpid(self.begin(folder), 0)
-        return os.waitstatus_to_exitcode(status) == 0
+        process = self.begin(folder)
+        process.join()
+        return process.exitcode == 0
+
+
+def _do(module: str, arguments: list[str]) -> None:
+    os.setpgrp()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os._exit(run(import_module(module).main, arguments))
 
 
 class Training(Work):
@@ -282,11 +287,19 @@ def _resembles(found: Any, expected: Any, folder: Path, straight: Path) -> bool:
 
 
 def _kill_once(work: Work, folder: Path, seconds: float, toll: Toll) -> None:
-    child = work.begin(folder)
+    process = work.begin(folder)
     time.sleep(seconds)
-    os.killpg(child, signal.SIGKILL) if os.getpgid(child) == child else os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    kill(process)
     toll.kills += 1
     fault = work.fault(folder)
     if fault:
         toll.faults.append(fault)
+
+
+def kill(process: BaseProcess) -> None:
+    """End a process and those that it started, at once."""
+    child = process.pid
+    assert child is not None
+    if process.is_alive():
+        os.killpg(child, signal.SIGKILL) if os.getpgid(child) == child else os.kill(child, signal.SIGKILL)
+    process.join()
