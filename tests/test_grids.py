@@ -635,3 +635,26 @@ def test_slices_that_begin_within_the_first_step_move_between_stages():
     finer = student_of(Merging(), x, factors=[1, 2], taps="none")
     starts = [tuple(s.start or 0 for s in n.args[1][2:]) for n in finer.graph.nodes if n.name.startswith("getitem")]
     assert starts == [(0, 0), (0, 2), (2, 0), (2, 2)]
+
+
+class Matched(nn.Module):
+    """A decoder that enlarges its maps twofold, and then to the size of the skip, should that differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.joined, self.last = nn.Conv2d(48, 16, 3, padding=1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        skip = self.first(x).relu()
+        up = F.interpolate(self.second(skip).relu(), scale_factor=2)
+        if up.shape != skip.shape:
+            up = F.interpolate(up, size=skip.shape[2:])
+        return self.last(self.joined(torch.cat([up, skip], 1)).relu())
+
+
+@pytest.mark.parametrize("side", [64, 61])
+def test_a_map_that_nothing_computes_on_is_not_pooled_for_nothing(side):
+    student = redistill.transform(Matched().eval(), torch.randn(1, 3, side, side), budget="1.5x")
+    assert student.plan.factors == (2, 1, 1)
+    assert student(torch.randn(1, 3, side, side)).shape == (1, 2, side, side)

@@ -47,9 +47,10 @@ def candidates(problem: PlanningProblem, limit: float) -> list[Plan]:
     stages, or never.
     """
     found = _enumerated(problem, limit) if problem.size <= LATTICE else _solved(problem, limit)
-    found.sort(key=lambda plan: (-problem.total_macs(plan), problem.peak(plan)))
+    found.sort(key=lambda plan: (-problem.total_macs(plan), problem.pooling(plan), problem.peak(plan)))
     best, front = float("inf"), []
-    for plan in found:
+    mildest = {problem.total_macs(plan): plan for plan in reversed(found)}
+    for plan in reversed(mildest.values()):
         if problem.peak(plan) < best:
             best = problem.peak(plan)
             front.append(plan)

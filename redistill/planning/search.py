@@ -69,6 +69,10 @@ class PlanningProblem:
         """Multiply-accumulates of a complete plan."""
         return float(sum(m[i] for m, i in zip(self.macs, plan, strict=True)))
 
+    def pooling(self, plan: Sequence[int]) -> int:
+        """How much is pooled in all: the product of the factors of a complete plan."""
+        return math.prod(self.factors(plan))
+
     def is_legal(self, plan: Sequence[int]) -> bool:
         """Whether every transition can be given the stride the plan asks for."""
         if tuple(plan) in self.excluded or any(all(plan[s] == i for s, i in part) for part in self.forbidden):
@@ -186,7 +190,11 @@ def as_objective(given: Any) -> Objective:
 
 
 def solve(problem: PlanningProblem, limit: float, objective: Objective) -> Solution | None:
-    """The feasible plan of highest score, ties going to the lower peak, then to pooling earlier; None if none fits."""
+    """The feasible plan of highest score, ties going to the one that pools least; None if none fits.
+
+    A map that nothing computes on (resized again, say) has no score, and no reason to lose its cells. Further ties go
+    to the lower peak, then to pooling earlier.
+    """
     search = _Search(problem, _scores(problem, objective), _allowed(problem, objective))
     return search.run(limit)
 
@@ -286,8 +294,9 @@ class _Search:
         if self.best is None or self._rank(score, peak, plan) > self._rank(*self.best):
             self.best = (score, peak, plan)
 
-    def _rank(self, score: float, peak: float, plan: tuple[int, ...]) -> tuple[float, float, tuple[int, ...]]:
-        return (-peak, score, plan) if self.shrink else (round(score, 6), -peak, plan)
+    def _rank(self, score: float, peak: float, plan: tuple[int, ...]) -> tuple[float, ...]:
+        mildness = -self.problem.pooling(plan)
+        return (-peak, mildness, *plan) if self.shrink else (round(score, 6), mildness, -peak, *plan)
 
 
 def _slack(score: float) -> float:
