@@ -391,6 +391,60 @@ def test_a_trace_leaves_nothing_in_a_cache_of_the_teachers():
     assert {type(side) for side in halves((24, 20))} == {int}
 
 
+def kept(function):
+    """Keeps results in a cache that it holds itself, as libraries do for methods."""
+    cached = functools.lru_cache(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        return cached(*args)
+
+    return call
+
+
+class Cached(Net):
+    @functools.lru_cache
+    def ramp(self, side):
+        return torch.linspace(0, 1, side)
+
+    @staticmethod
+    @kept
+    def grid(sides):
+        return torch.ones(sides).cumsum(0)
+
+    @classmethod
+    @functools.lru_cache
+    def half(cls, side):
+        return torch.arange(side) / 2
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y + self.ramp(y.shape[-1]) + self.grid(tuple(y.shape[-2:])) + self.half(y.shape[-1])
+
+
+def test_a_teacher_whose_methods_cache_tensors_still_runs_after_a_trace():
+    teacher = Cached().eval()
+    with torch.no_grad():
+        expected = teacher(X)
+        for cache in (Cached.ramp, Cached.half.__func__, Cached.grid.__closure__[0].cell_contents):
+            cache.cache_clear()
+        for _ in range(2):
+            capture(teacher, X)
+        assert torch.equal(teacher(X), expected)
+
+
+def test_checks_on_sizes_meant_for_compilers_are_guards():
+    def check(self, y):
+        torch._check(y.shape[-1] * 2 < 100)
+        torch._check_with(ValueError, y.shape[1] == 4, lambda: "four channels")
+        return y
+
+    captured = same(nn.Sequential(Net(check)))
+    assert not captured.notes
+    guards = [n.meta["guard"].value for n in captured.graph_module.graph.nodes if "guard" in n.meta]
+    assert guards == [True, True]
+
+
 def test_a_function_that_holds_itself_is_rebound():
     def halved(x, times):
         return x if times == 0 else halved(F.avg_pool2d(x, 2, math.ceil(2)), times - 1)

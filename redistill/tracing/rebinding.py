@@ -39,13 +39,19 @@ class Rebinder:
     def rebind(self, module: nn.Module) -> None:
         """Rebind those methods and functions of ``module`` that make numbers, or call what they must not enter."""
         for name, value in list(module.__dict__.items()):
-            if isinstance(value, Function):
-                module.__dict__[name] = self.value_of(value)
+            module.__dict__[name] = self.value_of(value)
         for kind in reversed(type(module).__mro__):
             if not kind.__module__.startswith(("torch.", "builtins")):
                 for name, method in vars(kind).items():
-                    if isinstance(method, Function) and not name.startswith("__") and self.needs(method):
-                        module.__dict__[name] = types.MethodType(self.function(method), module)
+                    self._rebind_method(module, name, method)
+
+    def _rebind_method(self, module: nn.Module, name: str, method: Any) -> None:
+        function = method.__func__ if isinstance(method, (staticmethod, classmethod)) else method
+        if name.startswith("__") or not self._is_function_of_ours(function):
+            return
+        found = self.value_of(function)
+        of = type(module) if isinstance(method, classmethod) else module
+        module.__dict__[name] = found if isinstance(method, staticmethod) else types.MethodType(found, of)
 
     def needs(self, function: Function) -> bool:
         """Whether the function, or one of its own module that it calls, uses a name of ours."""
@@ -57,10 +63,14 @@ class Rebinder:
         return self.needed[function]
 
     def _is_function_of_ours(self, value: Any) -> bool:
+        if isinstance(value, _CACHED):
+            return isinstance(value.__wrapped__, Function)
         return isinstance(value, Function) and not _is_torch(value) and self.needs(value)
 
     def value_of(self, value: Any) -> Any:
-        """A function over our names, if it needs them; anything else as it is."""
+        """A function over our names, if it needs them, and past its cache, if it has one; anything else as it is."""
+        if isinstance(value, _CACHED):  # which must not keep what a trace yields
+            return self.value_of(value.__wrapped__)
         return self.function(value) if self._is_function_of_ours(value) else value
 
     def _is_ours(self, space: dict[str, Any], name: str) -> bool:
@@ -68,8 +78,6 @@ class Rebinder:
             return name in _BUILTINS
         value = space[name]
         if value is math or _has_backward(value) or self._is_one_operation(space, name) or _is_math(value):
-            return True
-        if isinstance(value, _CACHED):
             return True
         return self._is_function_of_ours(value)
 
@@ -99,8 +107,6 @@ class Rebinder:
             self.inlined[value.__name__] = None
         if value is math:
             return _MATH_OF_SIZES
-        if isinstance(value, _CACHED):  # past its cache, which must not keep what a trace yields
-            return self.value_of(value.__wrapped__)
         if _is_math(value):
             return _of_sizes(value)
         return self.value_of(value)

@@ -113,7 +113,7 @@ class _Reading:
 
     int_ = maybe_as_int = guard_int
     float_ = guard_float
-    bool_ = guard_bool
+    bool_ = expect_true = guard_size_oblivious = guard_or_false = guard_or_true = guard_bool
 
     def is_int(self) -> bool:
         """Whether it is a whole number."""
