@@ -403,7 +403,7 @@ def kept(function):
 
 
 class Cached(Net):
-    @functools.lru_cache
+    @functools.lru_cache  # noqa: B019 -- as it must not be written, and is
     def ramp(self, side):
         return torch.linspace(0, 1, side)
 
