@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from redistill.internal.text import format_bytes
+from redistill.memory.meter import measure
 from redistill.report import Comparison
-from redistill.student import Student
-from redistill.tracing.copying import clone
+from redistill.student import Student, record_of
+from redistill.tracing.copying import clone, in_mode
+from redistill.tracing.meta import Meta
 
 _OF_THE_PART = frozenset((
     "meta", "record", "plan", "patches", "taps", "stages", "teacher_profile", "profile", "reentry", "provenance",
@@ -23,6 +27,7 @@ class PartialStudent(nn.Module):
     called as the teacher is, in train mode too, is an instance of its class, and its state dict keeps the teacher's
     keys. What it knows of itself (``plan``, ``taps``, ``profile``, ``report()``) is of the part alone, which lies where
     the teacher has it, and is compared with the teacher's there: ``Distiller(student.part, teacher.backbone)``.
+    What the whole needs no graph can tell; it was measured while it ran on the example, and a note says it.
     Made by :func:`redistill.transform`. A name that the teacher has itself is the teacher's.
 
     Example:
@@ -85,3 +90,17 @@ def put_in_place(teacher: nn.Module, path: str, part: Student) -> Student:
         if module is own:
             whole.set_submodule(place, part)
     return cast(Student, whole)
+
+
+def note_measured(whole: Student, teacher: nn.Module, example: Any) -> Student:
+    """``whole`` with a note of the peaks that were measured, in eval mode, while it, its teacher and the part ran."""
+    record, path = record_of(whole), str(whole.path_of_part)
+    within = [measure(in_mode(n.get_submodule(path), training=False), record.example()) for n in (teacher, whole)]
+    around = [measure(in_mode(n, training=False), example) for n in (teacher, whole)]
+    told = (
+        f"{name} {' -> '.join(map(format_bytes, peaks))}" for name, peaks in ((path, within), ("the whole", around))
+    )
+    first, *others = record.provenance.notes
+    notes = (first, f"measured while running as it is: {', '.join(told)}", *others)
+    whole.meta[Meta.RECORD] = replace(record, provenance=replace(record.provenance, notes=notes))
+    return whole

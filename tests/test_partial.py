@@ -11,6 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 import redistill
 from redistill.errors import ConfigError, StudentError, TraceError
+from redistill.internal.text import format_bytes
 from redistill.partial import PartialStudent
 from redistill.student import Student
 
@@ -66,6 +67,10 @@ def test_the_part_before_what_depends_on_the_data_is_planned(name):
     note = student.provenance.notes[0]
     assert note.startswith("planned is body alone, called with 1x3x64x64")
     assert name in note
+    whole = [format_bytes(redistill.measure(each, PICTURE)) for each in (teacher, student)]
+    part = [format_bytes(redistill.measure(each.body, PICTURE)) for each in (teacher, student)]
+    assert student.provenance.notes[1].endswith(f": body {' -> '.join(part)}, the whole {' -> '.join(whole)}")
+    assert part[1] == format_bytes(redistill.profile(student.body, PICTURE, "graph").peak_bytes)
     torch.manual_seed(0)
     assert torch.equal(student(PICTURE), teacher.ending(student.head(student.part(PICTURE))))
 

@@ -22,7 +22,7 @@ from redistill.errors import TraceError
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile, lifetimes, timeline
 from redistill.memory.recording import GraphRecord
-from redistill.partial import put_in_place
+from redistill.partial import note_measured, put_in_place
 from redistill.planning.search import FIDELITY, Objective, PoolingPlan
 from redistill.report.data import red_macs
 from redistill.student import Student
@@ -113,7 +113,7 @@ def transform(
     except TraceError as error:
         part = find_part(teacher, example_inputs, error, understand)
         student = make_student(part.analysis, request, model, weights, calibration, time_limit, part.path)
-        return put_in_place(teacher, part.path, student)
+        return note_measured(put_in_place(teacher, part.path, student), teacher, example_inputs)
     return make_student(analysis, request, model, weights, calibration, time_limit)
 
 
