@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from redistill.tracing.call import read_call
 from redistill.tracing.contexts import plain_context, preserved_generators
 from redistill.tracing.copying import working_copy
+from redistill.tracing.deployed import deployed_form
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -103,9 +105,10 @@ def measure(model: nn.Module, example_inputs: Any) -> int:
 
 def until_settled(module: nn.Module) -> Iterator[None]:
     """Once; and again if the first run has left something in ``module``, such as a cache that a second run reads."""
-    before = _attributes(module)
+    runs = deployed_form(module) if isinstance(module, GraphModule) else module
+    before = _attributes(runs)
     yield
-    if _attributes(module) != before:
+    if _attributes(runs) != before:
         yield
 
 

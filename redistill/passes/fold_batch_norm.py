@@ -51,17 +51,23 @@ def fold(convolution: _ConvNd, norm: _BatchNorm) -> _ConvNd:
     beta + (b - mean) * s (Jacob et al. 2018, section 3.2). A transposed convolution's weight is
     [C in, C out / groups, ...]: output channel j of group g belongs to the g-th part of the input channels.
     """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     folded = copy.deepcopy(convolution).eval()
     with torch.no_grad():
-        scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
-        bias = (0.0 if convolution.bias is None else convolution.bias) - norm.running_mean
-        shift = bias * scale + (0.0 if norm.bias is None else norm.bias)
-        weight = convolution.weight * _per_weight(scale, convolution)
+        weight, bias = folded_tensors(convolution, norm)
     folded.weight = nn.Parameter(weight, requires_grad=convolution.weight.requires_grad)
-    folded.bias = nn.Parameter(shift, requires_grad=convolution.weight.requires_grad)
+    folded.bias = nn.Parameter(bias, requires_grad=convolution.weight.requires_grad)
     return folded
+
+
+def folded_tensors(convolution: _ConvNd, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of what :func:`fold` makes, in the weight's type."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+    bias = (0.0 if convolution.bias is None else convolution.bias) - norm.running_mean
+    shift = bias * scale + (0.0 if norm.bias is None else norm.bias)
+    weight = convolution.weight * _per_weight(scale, convolution)
+    return weight.to(convolution.weight.dtype), shift.to(convolution.weight.dtype)
 
 
 def _per_weight(scale: Tensor, convolution: _ConvNd) -> Tensor:

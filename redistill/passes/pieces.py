@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from redistill.passes.folded import FoldedConvolution, FoldedWeights
 from redistill.planning.patches.gates import Stretch, find_stretches
 from redistill.planning.patches.network import PatchNetwork, Step
 from redistill.planning.patches.programs import (
@@ -95,6 +96,7 @@ class RegionLayer:
         self.mark: TileMark | None = None
         self.near: Step | None = None
         self.mean: Node | None = None
+        self.weights: dict[str, FoldedWeights] = {}
 
     def lay(self) -> None:
         """Put the pieces in the place of the region's nodes."""
@@ -181,6 +183,8 @@ class RegionLayer:
         return self._cut(laid, step, wanted, (rows.length, columns.length))
 
     def _lay_call(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
+        if self.network.is_folded(step, self.start):
+            return values[0]
         node = step.node
         taken = dict(zip(node.all_input_nodes, values, strict=True))
         args, kwargs = map_arg(node.args, taken.__getitem__), map_arg(node.kwargs, taken.__getitem__)
@@ -235,13 +239,26 @@ class RegionLayer:
         """The path of a module like the step's with other settings, which shares its weights."""
         path = str(step.node.target)
         module = self.network.modules[path]
-        if not pads_itself(module) and all(getattr(module, name) == value for name, value in settings.items()):
+        norm = self.network.norm_after(step, self.end)
+        changes = pads_itself(module) or any(getattr(module, name) != value for name, value in settings.items())
+        if norm is None and not changes:
             return path
-        name = "_".join([path, *(f"{'x'.join(map(str, v))}" for v in settings.values() if not isinstance(v, str))])
+        sizes = (f"{'x'.join(map(str, v))}" for v in settings.values() if not isinstance(v, str))
+        marks = ["folded" if path in self.weights else "folded_first"] if norm else []
+        name = "_".join([path, *(sizes if changes else ()), *marks])
         if name not in self.network.modules:
-            self.network.modules[name] = make_variant(module, settings)
+            variant = make_variant(module, settings) if changes else module
+            self.network.modules[name] = self._folded(path, variant, norm) if norm else variant
             self.graph_module.add_submodule(name, self.network.modules[name])
         return name
+
+    def _folded(self, path: str, convolution: nn.Module, norm: Step) -> nn.Module:
+        """A convolution with the norm after it in its weights, which all variants of it share."""
+        normalise: Any = self.network.modules[str(norm.node.target)]
+        is_first = path not in self.weights
+        if is_first:
+            self.weights[path] = FoldedWeights(self.network.modules[path], normalise)  # type: ignore[arg-type]
+        return FoldedConvolution(convolution, normalise, self.weights[path], is_first)  # type: ignore[arg-type]
 
     def _read(self, read: Read) -> Node:
         step = self.network.steps[read.position]

@@ -66,6 +66,9 @@ class Counter:
     def _run(self, run: Run) -> None:
         step = self.network.steps[run.position]
         reads = self._storages(run.reads)
+        if self.network.is_folded(step, self.start):
+            self.held[run.makes] = reads
+            return
         if any(u.before or u.after for u in (run.rows, run.columns)):
             first = step.operands[0].position
             size = self.network.value_bytes(first) * padded(run.rows) * padded(run.columns)

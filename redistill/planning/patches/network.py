@@ -171,6 +171,15 @@ class PatchNetwork:
             found.append(start)
         return found
 
+    def is_folded(self, step: Step, start: int) -> bool:
+        """Whether pieces from ``start`` on run an operation with the convolution before it: a foldable batch norm."""
+        return step.recorded.folds and step.operands[0].position >= start
+
+    def norm_after(self, step: Step, end: int) -> Step | None:
+        """The batch norm that pieces up to ``end`` run with a convolution, if there is one."""
+        follows = self.steps[step.last_use] if 0 <= step.last_use < end else None
+        return follows if follows is not None and self.is_folded(follows, step.position) else None
+
     @property
     def possible_regions(self) -> int:
         """How many pairs of cuts have nothing between them that could not be run in parts."""

@@ -277,7 +277,11 @@ class Segmenter:
         *sweeps, main = self.stretches(region.start, region.end)
         aside = self._aside(main)
         steps = self.network.steps[region.start : region.end]
-        inside = [s for s in steps if s.ready is None and s.position not in aside]
+        inside = [
+            s
+            for s in steps
+            if s.ready is None and s.position not in aside and not self.network.is_folded(s, region.start)
+        ]
         calls = region.form.tiles * (len(inside) + sum(s.end - s.start for s in sweeps))
         if region.form.keeps:
             calls += 2 * (region.form.rows - 1) * sum(isinstance(s.axis_rule(0), (Window, Pool)) for s in inside)
