@@ -18,7 +18,7 @@ from redistill.memory.conventions import DEPLOY, GRAPH, Convention
 from redistill.memory.profiling import profile_record
 from redistill.memory.recording import record_graph
 from redistill.passes.patch import PatchOrder, PatchPass
-from redistill.passes.pieces import TILE
+from redistill.passes.piece_calls import TILE
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.programs import Form, Region

@@ -144,10 +144,10 @@ def lower_bound(record: GraphRecord, convention: Convention) -> int:
     alive = by_or_at[:, maker] & read_later | np.array(deps.pinned)
     alive[maker, np.arange(len(maker))] = True
     total = alive @ np.array(deps.size)
+    after = _as_masks(by_or_at.T)  # of each operation and all that must run after it
     for step in range(steps):
         total[step] += deps.transient(step)
-        after = sum(1 << int(u) for u in np.flatnonzero(by_or_at[:, step]) if u != step)
-        reused = deps.overwritten(step, ~after & ~(1 << step))
+        reused = deps.overwritten(step, ~after[step])
         total[step] -= deps.size[reused] if reused is not None else 0
     return int(total.max())
 
@@ -157,6 +157,12 @@ def _as_matrix(masks: Sequence[int], columns: int) -> np.ndarray:
     width = (columns + 7) // 8
     packed = np.frombuffer(b"".join(m.to_bytes(width, "little") for m in masks), dtype=np.uint8)
     return np.unpackbits(packed.reshape(len(masks), width), axis=1, bitorder="little")[:, :columns].astype(bool)
+
+
+def _as_masks(matrix: np.ndarray) -> list[int]:
+    """The rows of a boolean matrix as bit masks."""
+    packed = np.packbits(matrix, axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in packed]
 
 
 def best_order(record: GraphRecord, convention: Convention, max_states: int = 100_000) -> Order:

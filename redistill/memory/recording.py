@@ -18,7 +18,7 @@ from redistill.internal.silence import quiet_logger
 from redistill.memory.meter import MemoryMeter, state_of
 from redistill.tracing import operators
 from redistill.tracing.contexts import plain_context
-from redistill.tracing.copying import map_tensors
+from redistill.tracing.copying import map_tensors, shallow_copy
 from redistill.tracing.guards import is_guard_only
 
 ITEM_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -261,6 +261,19 @@ def _fake_modules(graph_module: GraphModule, mode: FakeTensorMode) -> nn.Module:
         return found
 
     return module_copy(graph_module, nn.Module)
+
+
+def with_fake_weights(value: Any) -> Any:
+    """A plain convolution over fake weights of its own, all else as it is.
+
+    Fake modes fake real weights anew in every call, and cache no result that came of them.
+    """
+    if not isinstance(value, nn.Module) or not operators.is_plain_convolution(value):
+        return value
+    weights = {k: torch.empty(p.shape, dtype=p.dtype) for k, p in value.named_parameters(recurse=False)}
+    twin = shallow_copy(value)
+    twin._parameters = {**value._parameters, **weights}  # type: ignore[dict-item]
+    return twin
 
 
 def _as_fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:

@@ -18,7 +18,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from redistill.errors import PlanError
 from redistill.internal.silence import quiet_logger
 from redistill.internal.text import format_shape
-from redistill.memory.recording import ShapeInterpreter
+from redistill.memory.recording import ShapeInterpreter, with_fake_weights
 from redistill.passes.checks import require_shapes
 from redistill.passes.editing import GraphEditor
 from redistill.passes.enlarging import repeat, scale_size, shuffle
@@ -131,6 +131,9 @@ class _Rewriter(ShapeInterpreter):
         if isinstance(value, Tensor):
             n.meta[Meta.SHAPE], n.meta[Meta.DTYPE] = tuple(value.shape), value.dtype
         return value
+
+    def fetch_attr(self, target: str) -> Any:
+        return with_fake_weights(super().fetch_attr(target))
 
     def _rewrite(self, node: Node, order: Restride | Resize) -> None:
         if isinstance(order, Resize):

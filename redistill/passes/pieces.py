@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
-from redistill.passes.folded import FoldedConvolution, FoldedWeights
+from redistill.passes.piece_calls import PieceCalls, TileMark
 from redistill.planning.patches.gates import Stretch, find_stretches
 from redistill.planning.patches.network import PatchNetwork, Step
 from redistill.planning.patches.programs import (
@@ -36,19 +30,6 @@ from redistill.planning.patches.programs import (
     sweep_program,
     tile_program,
 )
-from redistill.planning.patches.rules import expand_index, pad_arguments, pads_itself
-
-TILE = "tile"  # key in node.meta: which piece of which region a laid node belongs to
-
-
-@dataclass(frozen=True)
-class TileMark:
-    """Which piece of how many a node belongs to, and the node that it runs a part of."""
-
-    region: int
-    tile: int
-    tiles: int
-    origin: str
 
 
 def region_program(
@@ -72,16 +53,14 @@ def region_program(
             yield tile, tile_program(network, stretch, high, wide, tile)
 
 
-class RegionLayer:
+class RegionLayer(PieceCalls):
     """Lays the instructions of one region into the graph, before its first node."""
 
     def __init__(
         self, graph_module: GraphModule, network: PatchNetwork, start: int, end: int, number: int, form: Form, join: str
     ) -> None:
-        self.graph_module = graph_module
-        self.graph = graph_module.graph
-        self.network = network
-        self.start, self.end, self.number, self.form, self.join = start, end, number, form, join
+        super().__init__(graph_module, network, start, end)
+        self.number, self.form, self.join = number, form, join
         self.steps = network.steps[start:end]
         *self.sweeps, self.main = find_stretches(network, start, end)
         self.aside = sorted(network.aside(self.main.mean))[1:] if self.sweeps else []
@@ -93,10 +72,7 @@ class RegionLayer:
         self.value: dict[Piece, Node] = {}
         self.whole: dict[int, Node] = {}
         self.written: dict[int, list[tuple[Box, Node]]] = {}
-        self.mark: TileMark | None = None
-        self.near: Step | None = None
         self.mean: Node | None = None
-        self.weights: dict[str, FoldedWeights] = {}
 
     def lay(self) -> None:
         """Put the pieces in the place of the region's nodes."""
@@ -175,90 +151,11 @@ class RegionLayer:
 
     def _run(self, step: Step, run: Run) -> Node:
         values = [self._read(read) for read in run.reads]
-        assert step.rule is not None
-        laid: Node = getattr(self, f"_lay_{step.rule.action}")(step, run, values)
+        laid = self.run_on(step, run, values)
         (top, bottom), (left, right) = run.makes.box
         rows, columns = run.rows, run.columns
         wanted = ((rows.skip, rows.skip + bottom - top), (columns.skip, columns.skip + right - left))
         return self._cut(laid, step, wanted, (rows.length, columns.length))
-
-    def _lay_call(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        if self.network.is_folded(step, self.start):
-            return values[0]
-        node = step.node
-        taken = dict(zip(node.all_input_nodes, values, strict=True))
-        args, kwargs = map_arg(node.args, taken.__getitem__), map_arg(node.kwargs, taken.__getitem__)
-        return self._node(node.op, node.target, args, "", kwargs)
-
-    def _lay_item(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        divided, index = step.node.args
-        assert isinstance(divided, Node)
-        args = map_arg(divided.args, lambda _: values[0])
-        several = self._node(divided.op, divided.target, args, "several", divided.kwargs)
-        return self._call(operator.getitem, (several, index))
-
-    def _lay_window(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        module: Any = self.network.modules[str(step.node.target)]
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        path = self._variant(step, padding=(run.rows.padding, run.columns.padding), padding_mode="zeros")
-        return self._node("call_module", path, (self._padded(values[0], run, mode, 0.0),))
-
-    def _lay_transposed(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        padding, extra = ((getattr(run.rows, n), getattr(run.columns, n)) for n in ("padding", "extra"))
-        return self._node("call_module", self._variant(step, padding=padding, output_padding=extra), (values[0],))
-
-    def _lay_enlarge(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        assert step.rule is not None
-        rules: Any = step.rule.along
-        module = self.network.modules.get(str(step.node.target)) if step.node.op == "call_module" else None
-        arguments = dict(zip(("input", "size", "scale_factor", "mode"), step.node.args, strict=False))
-        mode = getattr(module, "mode", None) or (arguments | dict(step.node.kwargs)).get("mode", "nearest")
-        options = {"scale_factor": (float(rules[0].factor), float(rules[1].factor)), "mode": mode}
-        return self._call(F.interpolate, (values[0],), "", options)
-
-    def _lay_pad(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        module = self.network.modules.get(str(step.node.target)) if step.node.op == "call_module" else None
-        _, mode, value = pad_arguments(step.node, module)
-        return self._padded(values[0], run, mode, value)
-
-    def _lay_slice(self, step: Step, run: Run, values: Sequence[Node]) -> Node:
-        parts = expand_index(step.node.args[1], len(step.shape))
-        assert parts is not None
-        assert step.axes is not None
-        for axis in step.axes:
-            parts[axis] = slice(None, None, parts[axis].step)
-        return self._call(operator.getitem, (values[0], tuple(parts)))
-
-    def _padded(self, value: Node, run: Run, mode: str, fill: float) -> Node:
-        amounts = (run.columns.before, run.columns.after, run.rows.before, run.rows.after)
-        if not any(amounts):
-            return value
-        return self._call(F.pad, (value, amounts, mode, *((fill,) if mode == "constant" else ())), "padded")
-
-    def _variant(self, step: Step, **settings: Any) -> str:
-        """The path of a module like the step's with other settings, which shares its weights."""
-        path = str(step.node.target)
-        module = self.network.modules[path]
-        norm = self.network.norm_after(step, self.end)
-        changes = pads_itself(module) or any(getattr(module, name) != value for name, value in settings.items())
-        if norm is None and not changes:
-            return path
-        sizes = (f"{'x'.join(map(str, v))}" for v in settings.values() if not isinstance(v, str))
-        marks = ["folded" if path in self.weights else "folded_first"] if norm else []
-        name = "_".join([path, *(sizes if changes else ()), *marks])
-        if name not in self.network.modules:
-            variant = make_variant(module, settings) if changes else module
-            self.network.modules[name] = self._folded(path, variant, norm) if norm else variant
-            self.graph_module.add_submodule(name, self.network.modules[name])
-        return name
-
-    def _folded(self, path: str, convolution: nn.Module, norm: Step) -> nn.Module:
-        """A convolution with the norm after it in its weights, which all variants of it share."""
-        normalise: Any = self.network.modules[str(norm.node.target)]
-        is_first = path not in self.weights
-        if is_first:
-            self.weights[path] = FoldedWeights(self.network.modules[path], normalise)  # type: ignore[arg-type]
-        return FoldedConvolution(convolution, normalise, self.weights[path], is_first)  # type: ignore[arg-type]
 
     def _read(self, read: Read) -> Node:
         step = self.network.steps[read.position]
@@ -316,22 +213,6 @@ class RegionLayer:
     def _joined(self, parts: list[Node], axis: int, name: str) -> Node:
         return parts[0] if len(parts) == 1 else self._call(torch.cat, (parts, axis), name)
 
-    def _call(self, target: Any, args: tuple[Any, ...], name: str = "", kwargs: Any = None) -> Node:
-        return self._node("call_function", target, args, name, kwargs)
-
-    def _node(self, op: str, target: Any, args: tuple[Any, ...], name: str = "", kwargs: Any = None) -> Node:
-        assert self.near is not None
-        origin = self.near.node
-        tile = f"tile{self.mark.tile + 1}of{self.mark.tiles}" if self.mark else ""
-        title = "_".join(filter(None, (origin.name, tile, name)))
-        node = self.graph.create_node(op, target, args, kwargs or {}, title)
-        node.meta = {k: v for k, v in origin.meta.items() if k == "nn_module_stack"}
-        if origin.op == "call_module":
-            node.meta.setdefault("nn_module_stack", {str(origin.target): (str(origin.target), nn.Module)})
-        if self.mark is not None:
-            node.meta[TILE] = self.mark
-        return node
-
 
 def _within(inner: Box, outer: Box) -> tuple[Box, tuple[int, int]]:
     """A box as seen from the corner of another, and the lengths of that."""
@@ -339,15 +220,3 @@ def _within(inner: Box, outer: Box) -> tuple[Box, tuple[int, int]]:
     rows, columns = inner
     relative = ((rows[0] - top, rows[1] - top), (columns[0] - left, columns[1] - left))
     return relative, (bottom - top, right - left)
-
-
-def make_variant(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
-    """A module with other settings that shares the weights, whatever becomes of them."""
-    variant: Any = copy.copy(module)  # its table of parameters is the very same
-    for name, value in settings.items():
-        setattr(variant, name, value)
-    if pads_itself(module):
-        variant.__class__ = nn.Conv2d  # what its own class pads is padded before it
-    if "padding_mode" in settings:
-        variant._reversed_padding_repeated_twice = [p for p in reversed(settings["padding"]) for _ in (0, 1)]
-    return variant  # type: ignore[no-any-return]
