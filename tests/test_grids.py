@@ -658,3 +658,78 @@ def test_a_map_that_nothing_computes_on_is_not_pooled_for_nothing(side):
     student = redistill.transform(Matched().eval(), torch.randn(1, 3, side, side), budget="1.5x")
     assert student.plan.factors == (2, 1, 1)
     assert student(torch.randn(1, 3, side, side)).shape == (1, 2, side, side)
+
+
+def centred(x, like):
+    top, left = ((a - b) // 2 for a, b in zip(x.shape[2:], like.shape[2:], strict=True))
+    return x[:, :, top : top + like.shape[2], left : left + like.shape[3]]
+
+
+class Unpadded(nn.Module):
+    """The U-Net of 2015: no convolution is padded, and skips are cropped to what is left."""
+
+    def __init__(self, crop):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3)
+        self.up, self.joined = nn.ConvTranspose2d(32, 16, 2, stride=2), nn.Conv2d(32, 16, 3)
+        self.last, self.crop = nn.Conv2d(16, 2, 1), crop
+
+    def forward(self, x):
+        skip = self.first(x).relu()
+        up = self.up(self.second(F.max_pool2d(skip, 2)).relu())
+        return self.last(self.joined(torch.cat([self.crop(skip, up), up], 1)).relu())
+
+
+CROPS = {
+    "by sizes": centred,
+    "by constants": lambda x, like: x[..., 2:-2, 2:-2],
+    "one by one": lambda x, like: x[..., 2:-2, :][..., 2:-2],
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_unpadded_convolutions_lose_no_more_of_the_scene_on_a_coarser_grid(name):
+    x = torch.randn(1, 1, 124, 124)
+    student = redistill.transform(Unpadded(CROPS[name]).eval(), x, factors=(2, 1))
+    assert student(x).shape == (1, 2, 116, 116)
+    assert student.profile.peak_bytes < 0.27 * student.teacher_profile.peak_bytes
+
+
+class PaddedAfter(nn.Module):
+    """Transposed convolutions that make one cell too few, and a pad that makes it up before the sum with the skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.up, self.norm = nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.last = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        skip = self.first(x).relu()
+        up = F.pad(self.norm(self.up(self.second(skip).relu())), (1, 0, 1, 0))
+        return self.last(up + skip)
+
+
+class PaddedBefore(nn.Module):
+    """Resampling by fixed kernels, as it is done without aliasing: a pad, a kernel, and its border thrown away."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 16, 3, padding=1), nn.Conv1d(16, 16, 3, padding=1)
+        self.last = nn.Conv1d(32, 2, 3, padding=1)
+        self.register_buffer("kernel", torch.tensor([1.0, 3.0, 3.0, 1.0]).repeat(16, 1, 1) / 8)
+
+    def forward(self, x):
+        skip = self.first(x).relu()
+        down = F.conv1d(F.pad(skip, (1, 1), "reflect"), self.kernel, stride=2, groups=16)
+        down = self.second(down).relu()
+        up = F.conv_transpose1d(F.pad(down, (1, 1), "reflect"), self.kernel * 2, stride=2, padding=3, groups=16)
+        return self.last(torch.cat([up, skip], 1))
+
+
+@pytest.mark.parametrize("factors", [(2, 1), (2, 2), (1, 2), (4, 2)])
+@pytest.mark.parametrize(("module", "shape"), [(PaddedAfter(), (1, 1, 64, 64)), (PaddedBefore(), (1, 2, 64))])
+def test_pads_beside_transposed_convolutions_go_with_any_grid(module, shape, factors):
+    student = redistill.transform(module.eval(), torch.randn(shape), factors=factors)
+    assert student(torch.randn(shape)).shape == module(torch.randn(shape)).shape
+    assert student.profile.peak_bytes < student.teacher_profile.peak_bytes or factors == (1, 2)

@@ -12,7 +12,8 @@ from redistill.errors import PlanError, RedistillError
 from redistill.models.red_block import REDBlock
 from redistill.passes.attach_taps import AttachTapsPass, TapOrder
 from redistill.passes.fold_batch_norm import FoldBatchNormPass
-from redistill.passes.insert_pooling import InsertPoolingPass, Restride
+from redistill.passes.insert_pooling import InsertPoolingPass
+from redistill.passes.orders import Restride
 from redistill.passes.reorder import ReorderPass
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.tracing.canonicalize import CanonicalizePass, GlobalPoolPass

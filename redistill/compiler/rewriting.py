@@ -16,10 +16,12 @@ from redistill.memory.recording import GraphRecord
 from redistill.passes.attach_taps import AttachTapsPass, TapOrder
 from redistill.passes.editing import carriers
 from redistill.passes.geometry import UnreachableGridError
-from redistill.passes.insert_pooling import InsertPoolingPass, Resize, Restride
+from redistill.passes.insert_pooling import InsertPoolingPass
+from redistill.passes.orders import Narrow, Resize, Restride
 from redistill.passes.running import Pass, pass_name, run_passes
 from redistill.passes.strip_guards import StripGuardsPass
 from redistill.passes.verify import VerifyPass, output_shapes
+from redistill.planning.meeting import longer_when_met
 from redistill.planning.stages import Grid, Transition, coarse
 from redistill.planning.taps import Tap
 from redistill.tracing.copying import clone
@@ -113,17 +115,31 @@ def pool(analysis: Analysis, by_stage: Sequence[int], shares_weights: bool = Fal
     Raises:
         PlanError: an operation cannot take its stride, the graph no longer fits together, or a pass of ours fails.
     """
+    if not analysis.stages.narrowing:
+        return _pool(analysis, by_stage, shares_weights)
+    try:
+        return _pool(analysis, by_stage, shares_weights)
+    except PlanError:
+        return _pool(analysis, by_stage, shares_weights, crops=True)
+
+
+def _pool(
+    analysis: Analysis, by_stage: Sequence[int], shares_weights: bool = False, crops: bool = False
+) -> GraphModule:
+    """With ``crops``, unpadded windows are padded to the planned grid exactly, at the price of a copy."""
     smaller: dict[tuple[int, Grid], Grid] = {}
     targets = {t.node: _entrance(t, analysis) for t in analysis.stages.transitions}
     while True:
         student = clone(analysis.graph_module, shares_weights).eval()
-        annotate(student, analysis, by_stage, smaller)
+        annotate(student, analysis, by_stage, smaller, crops)
         try:
             _run_ours(student, [InsertPoolingPass()])
             return student
         except UnreachableGridError as error:
-            entrance = targets[error.node]
-            grid = list(smaller.get(entrance) or coarse(entrance[1], by_stage[entrance[0]]))
+            if error.node not in targets:
+                raise
+            entrance = stage, own = targets[error.node]
+            grid = list(smaller.get(entrance) or entrance_grid(analysis, error.node, own, by_stage[stage]))
             axis = error.axis - error.dims + len(grid)
             if error.largest >= grid[axis] or error.largest < 1:
                 raise
@@ -148,6 +164,7 @@ def annotate(
     analysis: Analysis,
     by_stage: Sequence[int],
     smaller: dict[tuple[int, Grid], Grid],
+    crops: bool = False,
 ) -> None:
     """Write into ``node.meta`` what each node must become; nothing is changed yet."""
     nodes = {n.name: n for n in graph_module.graph.nodes}
@@ -155,6 +172,10 @@ def annotate(
         order = restride(transition, analysis, by_stage, smaller)
         if order is not None:
             nodes[transition.node].meta[Meta.RESTRIDE] = order
+    for node, source in analysis.stages.narrowing:
+        narrow = _keep_border(node, source, analysis, by_stage, crops)
+        if narrow is not None:
+            nodes[node].meta[Meta.RESTRIDE] = narrow
     for node in {name for name, _ in analysis.stages.told}:
         keeps = by_stage[analysis.stages.stage_of[node]] == 1
         sizes = tuple(
@@ -172,6 +193,18 @@ def annotate(
         pools = Meta.REDUCES_INPUT in node.meta
         if pools and Meta.RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
             node.meta[Meta.RESTRIDE] = Restride((), (), ())
+
+
+def _keep_border(node: str, source: str, analysis: Analysis, by_stage: Sequence[int], crops: bool) -> Narrow | None:
+    """Unpadded windows and crops lose as many cells of a coarser grid, which show more: they are to lose fewer."""
+    growth, factor = analysis.stages.growth, by_stage[analysis.stages.stage_of[node]]
+    before, after = growth.sides(source), growth.sides(node)
+    fits = all(b - a < side for b, a, side in zip(before, after, coarse(before, factor), strict=True))
+    if factor == 1 or not fits:
+        return None
+    target = coarse(after, factor)
+    loses = tuple(b - t for b, t in zip(coarse(before, factor), target, strict=True))
+    return Narrow(target, loses, growth.axes(node), crops)
 
 
 def _told(node: str, analysis: Analysis) -> list[str]:
@@ -197,4 +230,15 @@ def restride(
     entrance = _entrance(transition, analysis)
     if strides == transition.strides and entrance not in smaller:
         return None
-    return Restride(strides, smaller.get(entrance) or coarse(entrance[1], target), transition.axes)
+    grid = smaller.get(entrance) or entrance_grid(analysis, transition.node, entrance[1], target)
+    return Restride(strides, grid, transition.axes)
+
+
+def entrance_grid(analysis: Analysis, node: str, grid: Grid, factor: int) -> Grid:
+    """The student's grid where a node enters a stage with the teacher's ``grid``: what pads add to it is not pooled."""
+    if factor == 1:
+        return grid
+    entering = next(n for n in analysis.graph_module.graph.nodes if n.name == node)
+    padded = longer_when_met(entering, analysis.stages)
+    met = coarse([side + more for side, more in zip(grid, padded, strict=True)], factor)
+    return tuple(max(1, side - more) for side, more in zip(met, padded, strict=True))

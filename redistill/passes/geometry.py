@@ -52,6 +52,7 @@ class _Axis:
     padding: int
     dilation: int
     output_padding: int
+    spare: int = 0
 
     @property
     def reach(self) -> int:
@@ -101,8 +102,8 @@ class _LossyError(Exception):
 
 
 def _axis(window: Window, index: int) -> _Axis:
-    names = ("kernel", "stride", "padding", "dilation", "output_padding")
-    return _Axis(*(getattr(window, name)[index] for name in names))
+    names = ("kernel", "stride", "padding", "dilation", "output_padding", "spare")
+    return _Axis(**{name: getattr(window, name)[index] for name in names if getattr(window, name)})
 
 
 def _assemble(window: Window, axes: Sequence[_Axis]) -> Window:
@@ -113,6 +114,12 @@ def _assemble(window: Window, axes: Sequence[_Axis]) -> Window:
         padding=tuple(a.padding for a in axes),
         output_padding=tuple(a.output_padding for a in axes),
     )
+
+
+def uncropped(source: int, reach: int, target: int) -> int:
+    """The side nearest to ``target``, but no larger if it is padded, that a window of stride 1 makes without a crop."""
+    unpadded = source - reach + 1
+    return unpadded if unpadded >= target else target - (target - unpadded) % 2
 
 
 def widen(module: nn.Module, times: int) -> nn.Module:
@@ -190,10 +197,12 @@ def _pooled(side: int, reach: int, stride: int, padding: int, ceil_mode: bool) -
 def _fit_transposed(axis: _Axis, _: Window, stride: Fraction, source: int, target: int) -> tuple[_Axis, int]:
     step = int(1 / stride)
     extra = min(axis.output_padding, max(step, axis.dilation) - 1)
-    sizes = {p: (source - 1) * step - 2 * p + axis.reach + extra for p in range(axis.reach)}
+    most = axis.reach + step * axis.spare
+    sizes = {p: (source - 1) * step - 2 * p + axis.reach + extra for p in range(most)}
     padding, crop = _choose(sizes, axis.padding, target)
-    if (source - 1) * step - padding >= target:
-        raise _LossyError(source - (target + padding - 1) // step - 1)
+    lost = source - (target + padding - 1) // step - 1
+    if lost > axis.spare:
+        raise _LossyError(lost)
     return replace(axis, stride=step, padding=padding, output_padding=extra), crop
 
 

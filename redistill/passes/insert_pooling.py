@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,48 +22,22 @@ from redistill.memory.recording import ShapeInterpreter, with_fake_weights
 from redistill.passes.checks import require_shapes
 from redistill.passes.editing import GraphEditor
 from redistill.passes.enlarging import repeat, scale_size, shuffle
-from redistill.passes.geometry import Fit, UnreachableGridError, refit, stretch, stretched, widen
+from redistill.passes.geometry import Fit, UnreachableGridError, refit, stretch, stretched, uncropped, widen
+from redistill.passes.orders import Narrow, Order, Resize, Restride
+from redistill.passes.slicing import recrop, restep
 from redistill.tracing.copying import shallow_copy
 from redistill.tracing.meta import Meta
-from redistill.tracing.operators import name_of, slices_of, yields_features
+from redistill.tracing.operators import crops_of, name_of, slices_of, yields_features
 from redistill.tracing.windows import (
     Sides,
     Window,
     constant_size,
+    padding_made,
     read_window,
     sliding_kind,
     with_own_padding,
     write_window,
 )
-
-
-@dataclass(frozen=True)
-class Restride:
-    """What a plan asks of an operation: for each of ``axes`` its stride (input side over output side) and output side.
-
-    A convolution asked for a stride below 1 keeps to its input's grid and its output is enlarged: the tail of a
-    denoiser or segmenter, which must return to the teacher's grid. It gets as many times its channels, which a pixel
-    shuffle lays out in space, and unlike plain upsampling it is able to fill in detail. At first the copies of a
-    channel are equal, which is nearest upsampling. Maps of features (a pyramid's, no fewer channels than what they are
-    made of) stay so: as many times the weights would be the network's largest, and its peak. A transposed convolution
-    does the same by a longer kernel.
-    """
-
-    strides: tuple[Fraction, ...]
-    target: Sides
-    axes: Sides = (-2, -1)
-
-
-@dataclass(frozen=True)
-class Resize:
-    """What a plan asks of an operation that is told sizes: each of them over its ratio.
-
-    ``sizes`` names the nodes, each with its own ratio and the size it must become (None: as it is rounded up); by
-    default all that are read beside the first input, over ``ratio``, or a size that is a constant.
-    """
-
-    ratio: Fraction = Fraction(1)
-    sizes: tuple[tuple[str, Fraction, int | None], ...] = ()
 
 
 class MisfitError(PlanError):
@@ -135,20 +109,39 @@ class _Rewriter(ShapeInterpreter):
     def fetch_attr(self, target: str) -> Any:
         return with_fake_weights(super().fetch_attr(target))
 
-    def _rewrite(self, node: Node, order: Restride | Resize) -> None:
+    def _rewrite(self, node: Node, order: Order) -> None:
         if isinstance(order, Resize):
             self._resize(node, order)
+        elif isinstance(order, Narrow):
+            self._narrow(node, order)
         elif sliding_kind(node, self.editor.module(node)) is not None:
             self._reslide(node, order)
         elif slices_of(node) is not None:
-            _restep(node, order)
+            restep(node, order.axes, order.strides)
         else:
             self._rescale(node, order)
+
+    def _narrow(self, node: Node, order: Narrow) -> None:
+        read = self.env[node.all_input_nodes[0]].shape
+        sides = zip(order.axes, order.target, order.loses, strict=True)
+        target = [min(side, read[axis] - lost) for axis, side, lost in sides]
+        if crops_of(node) is not None:
+            recrop(node, order.axes, read, target)
+            return
+        if not order.crops:
+            reach = self._window(node).reach
+            target = [uncropped(read[a], reach[a], side) for a, side in zip(order.axes, target, strict=True)]
+        self._reslide(node, Restride((Fraction(1),) * len(target), tuple(target), order.axes))
+
+    def _window(self, node: Node) -> Window:
+        window = read_window(node, self.editor.module(node), lambda weight: self.env[weight].shape[2:])
+        source = node.all_input_nodes[0]
+        return replace(window, spare=padding_made(source, self.editor.module(source), len(window.kernel)))
 
     def _reslide(self, node: Node, order: Restride) -> None:
         """New strides and paddings for a convolution or pool, and what enlarges and crops its output."""
         module = self.editor.module(node)
-        own = read_window(node, module, lambda weight: self.env[weight].shape[2:])
+        own = self._window(node)
         if own.kind == "transposed":
             own = self._stretch(node, own, order)
         dims = len(own.stride)
@@ -335,12 +328,3 @@ class _Rewriter(ShapeInterpreter):
 def _enlargement(own: Window, stride: Fraction) -> int:
     """How many times the output must be enlarged, for the window itself cannot: a finer grid than its own stride's."""
     return stride.denominator if own.kind == "convolution" else 1
-
-
-def _restep(node: Node, order: Restride) -> None:
-    """New steps for a strided slice, which begins as far within the first as before."""
-    steps = list(slices_of(node) or ())
-    for axis, stride in zip(order.axes, order.strides, strict=True):
-        start, step = steps[axis].start or 0, steps[axis].step or 1
-        steps[axis] = slice(start * int(stride) // step or None, None, int(stride))
-    node.args = (node.args[0], tuple(steps))

@@ -53,6 +53,7 @@ class _Partition:
         self.laid_out: list[tuple[Node, list[Node]]] = []  # a map made of sizes alone, and these
         self.resized: list[Node] = []
         self.joins: list[tuple[Node, Node]] = []  # an image, and where it joins a map
+        self.narrowing: list[tuple[Node, Node]] = []  # a window that makes its grid smaller, and what it slides over
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
         self.tails = find_tails(graph_module, self.modules, growth)
 
@@ -133,6 +134,8 @@ class _Partition:
         if operator is None or not sources:
             told = self._sizes_told(node, sources)
             self._note_joins(node, sources)
+            if self._narrows(node, sources):
+                self.narrowing.append((node, sources[0]))
             self.told += [(node, size) for size in told]
             self.sets.union(node, *(s for s in sources if s not in told))
             return
@@ -142,6 +145,15 @@ class _Partition:
             self.sets.union(*sizes)
             if all(self._is_size_of_a_map(size) for size in sizes):  # it says whose grid the output shares
                 self.sets.union(node, *sizes)
+
+    def _narrows(self, node: Node, sources: list[Node]) -> bool:
+        """Whether an unpadded window, or a crop, loses cells at the border of the grid that it stays on."""
+        found = sliding_kind(node, self._module(node))
+        slides = found is not None and bool(sources) and self._slides_over(node, sources[0], found[1])
+        if not (slides or (sources and operators.crops_of(node))):
+            return False
+        before, after = (self.growth.sides(n.name) for n in (sources[0], node))
+        return len(before) == len(after) and any(b > a for b, a in zip(before, after, strict=True))
 
     def _note_joins(self, node: Node, sources: list[Node]) -> None:
         """Note where an image meets a map that is none, but for the sum with what a tail gives back at its size."""
@@ -281,8 +293,18 @@ class _Partition:
             key = image.name, self.sets[node]
             joins[key] = (*joins.get(key, ()), node.name)
         joined = tuple((image, users) for (image, _), users in joins.items())
+        narrowing = tuple((node.name, source.name) for node, source in self.narrowing)
         return StageGraph(
-            stages, transitions, self.record, self.growth, stage_of, tuple(self.shared), told, resized, joined
+            stages,
+            transitions,
+            self.record,
+            self.growth,
+            stage_of,
+            tuple(self.shared),
+            told,
+            resized,
+            joined,
+            narrowing,
         )
 
     def _stage(

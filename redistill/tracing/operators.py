@@ -108,19 +108,36 @@ def is_transposed_convolution(module: nn.Module | None) -> bool:
 
 def slices_of(node: Node) -> tuple[slice, ...] | None:
     """What a strided slice takes of each axis, from within the first step on (``x[..., 1::2]``); None for all else."""
-    if node.target is not operator.getitem or "shape" not in getattr(node.args[0], "meta", {}):
-        return None
-    given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    dims = len(node.args[0].meta[Meta.SHAPE])  # type: ignore[union-attr]
-    if sum(i is Ellipsis for i in given) > 1 or any(not isinstance(i, slice) and i is not Ellipsis for i in given):
-        return None
-    at = given.index(Ellipsis) if Ellipsis in given else len(given)
-    whole = (slice(None),) * (dims - len(given) + (Ellipsis in given))
-    slices = (*given[:at], *whole, *given[at + 1 :])
+    slices = _all_slices(node)
     plain = all(
         not isinstance(s.step, Node) and s.start in (None, *range(s.step or 1)) and s.stop is None for s in slices
     )
     return slices if plain and any(s.step not in (None, 1) for s in slices) else None
+
+
+def crops_of(node: Node) -> tuple[tuple[int, int], ...] | None:
+    """How many cells a crop takes off either end of each axis (``x[..., 4:-4, 4:-4]``); None for all else."""
+    slices = _all_slices(node)
+    ends = [(s.start or 0, -s.stop if s.stop else 0) for s in slices if s.step in (None, 1) and _is_border(s)]
+    return tuple(ends) if len(ends) == len(slices) and any(map(any, ends)) else None
+
+
+def _is_border(part: slice) -> bool:
+    start, stop = part.start or 0, part.stop
+    return isinstance(start, int) and start >= 0 and (stop is None or (isinstance(stop, int) and stop < 0))
+
+
+def _all_slices(node: Node) -> tuple[slice, ...]:
+    """A slice for each axis of what is sliced, and of nothing else; () for all else."""
+    if node.target is not operator.getitem or "shape" not in getattr(node.args[0], "meta", {}):
+        return ()
+    given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    dims = len(node.args[0].meta[Meta.SHAPE])  # type: ignore[union-attr]
+    if sum(i is Ellipsis for i in given) > 1 or any(not isinstance(i, slice) and i is not Ellipsis for i in given):
+        return ()
+    at = given.index(Ellipsis) if Ellipsis in given else len(given)
+    whole = (slice(None),) * (dims - len(given) + (Ellipsis in given))
+    return (*given[:at], *whole, *given[at + 1 :])
 
 
 def picks_by_constants(node: Node) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 from torch.nn.modules.pooling import _AvgPoolNd, _LPPoolNd, _MaxPoolNd
 
 from redistill.tracing.copying import shallow_copy
@@ -21,6 +22,7 @@ from redistill.tracing.meta import Meta
 from redistill.tracing.operators import name_of
 
 Sides = tuple[int, ...]
+_PADS = (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)
 _POOLS = (_MaxPoolNd, _AvgPoolNd, _LPPoolNd)
 _FUNCTION = re.compile(r"(conv|conv_transpose|max_pool|avg_pool|lp_pool)([123])d")
 _KINDS = {"conv": "convolution", "conv_transpose": "transposed"}
@@ -37,7 +39,8 @@ _ARGUMENTS = {
 class Window:
     """How an operation slides over its grid, an entry for each axis; ``kind`` is convolution, pool or transposed.
 
-    ``pads_itself`` says that the module's class has a forward of its own, which may pad by itself.
+    ``pads_itself`` says that the module's class has a forward of its own, which may pad by itself; ``spare`` how many
+    cells at either end of what it reads are padding that nobody would miss.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Window:
     output_padding: Sides
     ceil_mode: bool = False
     pads_itself: bool = False
+    spare: Sides = ()
 
     @property
     def reach(self) -> Sides:
@@ -107,6 +111,16 @@ def write_window(node: Node, module: nn.Module | None, window: Window) -> nn.Mod
     if isinstance(fitted, _ConvNd):
         fitted._reversed_padding_repeated_twice = [p for p in reversed(window.padding) for _ in (0, 1)]
     return fitted  # type: ignore[no-any-return]
+
+
+def padding_made(node: Node, module: nn.Module | None, dims: int) -> Sides:
+    """How many cells a pad adds at either end of each of the last ``dims`` axes, the fewer of both; 0 for all else."""
+    ends: Any = getattr(module, "padding", ()) if isinstance(module, _PADS) else ()
+    if node.op == "call_function" and name_of(node) == "pad":
+        ends = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
+    ends = tuple(ends) if isinstance(ends, (tuple, list)) and all(isinstance(e, int) for e in ends) else ()
+    made = [max(0, min(pair)) for pair in zip(ends[::2], ends[1::2], strict=False)][:dims]
+    return (0,) * (dims - len(made)) + tuple(reversed(made))
 
 
 def with_own_padding(window: Window, own: Window) -> Window:
