@@ -74,9 +74,9 @@ def _create(directory: Path, recipe: dict[str, Any], module: nn.Module) -> None:
 def _fill(folder: Path, recipe: dict[str, Any], module: nn.Module) -> None:
     """Lay the weights down, exchange the recipe, give the weights their name."""
     refuse_link(folder / WEIGHTS)
-    waiting = _lay_down(folder, module)
+    waiting, digest = _lay_down(folder, module)
     versions = {"torch": str(torch.__version__), "torchvision": metadata.version("torchvision")}
-    weights = {"file": WEIGHTS, "sha256": checksum(waiting)}
+    weights = {"file": WEIGHTS, "sha256": digest}
     whole = {"format": FORMAT, **recipe, "versions": versions, "weights": weights}
     write_atomically(folder / RECIPE, sealed(whole).encode())
     os.replace(waiting, folder / WEIGHTS)
@@ -85,8 +85,8 @@ def _fill(folder: Path, recipe: dict[str, Any], module: nn.Module) -> None:
     flush(folder)
 
 
-def _lay_down(folder: Path, module: nn.Module) -> Path:
-    """The weights as a file that is named by its checksum."""
+def _lay_down(folder: Path, module: nn.Module) -> tuple[Path, str]:
+    """The weights as a file that is named by its checksum, and that."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
@@ -94,11 +94,12 @@ def _lay_down(folder: Path, module: nn.Module) -> Path:
         safetensors.torch.save_model(module, name)
         temporary.chmod(0o666 & ~_umask())
         flush(temporary)
-        waiting = folder / WAITING.format(checksum(temporary))
+        digest = checksum(temporary)
+        waiting = folder / WAITING.format(digest)
         os.replace(temporary, waiting)
     finally:
         temporary.unlink(missing_ok=True)
-    return waiting
+    return waiting, digest
 
 
 def _umask() -> int:

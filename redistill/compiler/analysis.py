@@ -85,7 +85,7 @@ def analyze(
     record = record_graph(graph_module, inputs, dtype)
     if reduce_input:
         run_passes(graph_module, [ReduceInputPass()])
-    stages = find_stages(graph_module, inputs, dtype)
+    stages = find_stages(graph_module, inputs, dtype, None if reduce_input else record)
     if stages.joins:
         run_passes(graph_module, [ReduceJoinedPass(stages.joins)])
         stages = find_stages(graph_module, inputs, dtype)

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from redistill.memory.probing import probe_graph
-from redistill.memory.recording import Shape, record_graph
+from redistill.memory.recording import GraphRecord, Shape, record_graph
 from redistill.planning.growth import Growth, grown_shapes
 from redistill.planning.stages import Stage, StageGraph, Transition, common_path
 from redistill.planning.tails import find_tails
@@ -27,9 +27,14 @@ from redistill.tracing.meta import Meta
 from redistill.tracing.windows import constant_size, sliding_kind
 
 
-def find_stages(graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None) -> StageGraph:
-    """Partition ``graph_module`` into stages and transitions; the graph is only read."""
-    record = record_graph(graph_module, inputs, dtype)
+def find_stages(
+    graph_module: GraphModule, inputs: Sequence[Tensor], dtype: str | None = None, record: GraphRecord | None = None
+) -> StageGraph:
+    """Partition ``graph_module`` into stages and transitions; the graph is only read.
+
+    ``record`` is of this very graph, where it has been recorded already.
+    """
+    record = record or record_graph(graph_module, inputs, dtype)
     shapes, rank = grown_shapes(graph_module, inputs)
     larger = [torch.empty(shape, dtype=x.dtype, device="meta") for shape, x in zip(shapes, inputs, strict=True)]
     grown, blocked = probe_graph(graph_module, larger, record, dtype)

@@ -24,6 +24,7 @@ class Reaches:
         self._middles: dict[Key, tuple[int, AxisPart]] = {}
         self._work: dict[Key, tuple[list[AxisPart], np.ndarray]] = {}
         self._fronts: dict[tuple[int, int], tuple[int, Fronts]] = {}
+        self._strip_work: dict[tuple[int, int], tuple[Fronts, np.ndarray]] = {}
 
     def tiles(self, stretch: Stretch, parts: int, axis: int) -> list[AxisPart]:
         """What each tile along an axis needs.
@@ -83,8 +84,12 @@ class Reaches:
         Raises:
             TileError: an operation cannot make its rows by itself.
         """
-        uses = self.fronts(start, end, parts).uses
-        return self._shares([{t: u for t, u in ((t, us[i]) for t, us in uses.items()) if u} for i in range(parts)], 0)
+        fronts = self.fronts(start, end, parts)
+        known = self._strip_work.get((end, parts))
+        if known is None or known[0] is not fronts:
+            uses = [{t: u for t, us in fronts.uses.items() if (u := us[i])} for i in range(parts)]
+            known = self._strip_work[end, parts] = (fronts, self._shares(uses, 0))
+        return known[1]
 
     def _key(self, stretch: Stretch, parts: int, axis: int) -> Key:
         return (stretch.end, stretch.mean, stretch.source, parts, 0 if self.network.is_square else axis)
