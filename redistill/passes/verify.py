@@ -16,7 +16,7 @@ from redistill.tracing.guards import guards_hold
 
 def output_shapes(graph_module: GraphModule, record: GraphRecord) -> Any:
     """The shapes of what a graph returned: its last node's, whatever its name beside the network's own."""
-    return record.values[next(reversed(graph_module.graph.nodes)).name]
+    return record.values[next(iter(reversed(graph_module.graph.nodes))).name]
 
 
 class VerifyPass(PassBase):
