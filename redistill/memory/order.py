@@ -139,8 +139,7 @@ def lower_bound(record: GraphRecord, convention: Convention) -> int:
     maker = np.empty(len(deps.size), dtype=int)
     for step, made in enumerate(deps.makes):
         maker[made] = step
-    reads = _as_matrix(deps.readers, steps).T  # [t, v]
-    read_later = by_or_at.T.astype(np.float32) @ reads > 0  # [t, v]: t or something after it reads v
+    read_later = _as_matrix(_read_at_or_after(deps), steps).T  # [t, v]: t or something after it reads v
     alive = by_or_at[:, maker] & read_later | np.array(deps.pinned)
     alive[maker, np.arange(len(maker))] = True
     total = alive @ np.array(deps.size)
@@ -157,6 +156,16 @@ def _as_matrix(masks: Sequence[int], columns: int) -> np.ndarray:
     width = (columns + 7) // 8
     packed = np.frombuffer(b"".join(m.to_bytes(width, "little") for m in masks), dtype=np.uint8)
     return np.unpackbits(packed.reshape(len(masks), width), axis=1, bitorder="little")[:, :columns].astype(bool)
+
+
+def _read_at_or_after(deps: Dependencies) -> list[int]:
+    """For each value the bit mask of the operations that read it or run before one that does."""
+    found = [0] * len(deps.size)
+    for step, reads in enumerate(deps.reads):
+        mask = deps.ancestors[step] | 1 << step
+        for value in reads:
+            found[value] |= mask
+    return found
 
 
 def _as_masks(matrix: np.ndarray) -> list[int]:
