@@ -18,6 +18,7 @@ from redistill.memory.profiling import count_parameters, profile, profile_record
 from redistill.memory.recording import GraphRecord, record_graph
 from redistill.passes.reduce_input import ReduceInputPass, ReduceJoinedPass
 from redistill.passes.reorder import ReorderPass
+from redistill.passes.return_maps import ReturnMapsPass
 from redistill.passes.running import run_passes
 from redistill.planning.crossings import Crossing, find_crossings
 from redistill.planning.partition import find_stages
@@ -88,6 +89,10 @@ def analyze(
     stages = find_stages(graph_module, inputs, dtype, None if reduce_input else record)
     if stages.joins:
         run_passes(graph_module, [ReduceJoinedPass(stages.joins)])
+        stages = find_stages(graph_module, inputs, dtype)
+    if stages.returned:
+        notes += (f"returned and read on, enlarged cell by cell where pooled: {list_some(stages.returned)}",)
+        run_passes(graph_module, [ReturnMapsPass(stages.returned)])
         stages = find_stages(graph_module, inputs, dtype)
     if stages.shared:
         notes += (f"called at several places, with one factor for all: {list_some(stages.shared)}",)

@@ -190,8 +190,8 @@ def annotate(
         if factor > 1:
             nodes[node].meta[Meta.RESTRIDE] = Resize(Fraction(factor))
     for node in graph_module.graph.nodes:
-        pools = Meta.REDUCES_INPUT in node.meta
-        if pools and Meta.RESTRIDE not in node.meta:  # an image that keeps its size needs no pool
+        is_ours = {Meta.REDUCES_INPUT, Meta.RETURNS} & node.meta.keys()
+        if is_ours and Meta.RESTRIDE not in node.meta:  # a map that keeps its size needs no pool, and no upsampling
             node.meta[Meta.RESTRIDE] = Restride((), (), ())
 
 

@@ -62,6 +62,11 @@ def _detector(checkpoint: str | None) -> Built:
     return load_model("ultralytics:yolov3-tiny.yaml", "random"), torch.randn(1, 3, 128, 128)
 
 
+def _features_too(checkpoint: str | None) -> Built:
+    """As ``YOLO(...)`` has it: it returns the maps that it predicts from beside what it decodes of them."""
+    return import_module("ultralytics").YOLO("yolo11n.yaml").model, torch.randn(1, 3, 128, 128)
+
+
 def _classifier(checkpoint: str | None) -> Built:
     spec = "transformers:ResNetForImageClassification?embedding_size=16&hidden_sizes=[16,32,64,128]&depths=[1,1,1,1]"
     return load_model(spec, "random"), {"pixel_values": torch.randn(1, 3, 96, 96)}
@@ -85,6 +90,7 @@ CASES = (
     Case("ResNet-20 for CIFAR", (), "2x", _cifar_resnet),
     Case("segmentation-models-pytorch Unet", ("segmentation_models_pytorch",), "1.3x", _segmenter),
     Case("ultralytics YOLOv3-tiny, with decoding", ("ultralytics",), "1.5x", _detector),
+    Case("ultralytics YOLO11n, with decoding and features", ("ultralytics",), "1.1x", _features_too),
     Case("transformers ResNet classifier", ("transformers",), "2x", _classifier),
     Case("diffusers UNet in a DDIM pipeline", ("diffusers",), "2x", _denoiser),
 )

@@ -259,7 +259,7 @@ class _Rewriter(ShapeInterpreter):
 
     def _rescale(self, node: Node, order: Restride) -> None:
         """A new scale for an interpolation, which is left out where nothing is to be enlarged."""
-        if set(order.strides) == {1}:
+        if set(order.strides) <= {1}:
             self.editor.leave_out(node)
             return
         module = self.editor.module(node)

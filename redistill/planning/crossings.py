@@ -58,8 +58,8 @@ def find_crossings(graph_module: GraphModule, stages: StageGraph) -> tuple[Cross
     places = Places(graph_module, stages)
     groups: dict[tuple[int, int], list[Transition]] = {}
     for transition in stages.transitions:
-        reduces_input = Meta.REDUCES_INPUT in places.nodes[transition.node].meta
-        if transition.source != transition.target and transition.operator != "resize" and not reduces_input:
+        is_ours = {Meta.REDUCES_INPUT, Meta.RETURNS} & places.nodes[transition.node].meta.keys()
+        if transition.source != transition.target and transition.operator != "resize" and not is_ours:
             groups.setdefault((transition.source, transition.target), []).append(transition)
     found: dict[tuple[Grid, Grid, bool], Crossing] = {}
     for (source, target), group in groups.items():

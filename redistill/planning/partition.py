@@ -20,7 +20,7 @@ from redistill.memory.probing import probe_graph
 from redistill.memory.recording import GraphRecord, Shape, record_graph
 from redistill.planning.growth import Growth, grown_shapes
 from redistill.planning.stages import Stage, StageGraph, Transition, common_path
-from redistill.planning.tails import find_tails
+from redistill.planning.tails import OUTPUT, Finder, find_returned, find_tails
 from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.meta import Meta
@@ -60,6 +60,7 @@ class _Partition:
         self.joins: list[tuple[Node, Node]] = []  # an image, and where it joins a map
         self.narrowing: list[tuple[Node, Node]] = []  # a window that makes its grid smaller, and what it slides over
         self.raw: set[Node] = set()  # images as they came in: no convolution or pool has seen them
+        self.returned: tuple[str, ...] = ()
         self.tails = find_tails(graph_module, self.modules, growth)
 
     def result(self) -> StageGraph:
@@ -70,6 +71,7 @@ class _Partition:
         for node in self.graph.nodes:
             self._pin(node)
         self.sets.union(*self.inputs)
+        self.returned = find_returned(self.fixed, self.sets.__getitem__, Finder(self.modules, self.growth))
         self._settle_layouts()
         self._share_calls()
         return self._number()
@@ -85,7 +87,7 @@ class _Partition:
         sources = [n for n in node.all_input_nodes if n in self.labels and n is not unread]
         if node.op == "output":
             for source in sources:
-                self.fixed.setdefault(source, "it is an output")
+                self.fixed.setdefault(source, OUTPUT)
         elif node.name in self.blocked:
             for source in sources:
                 self.fixed.setdefault(source, f"{node.name} ({operators.module_path(node)}) needs this very size")
@@ -247,7 +249,7 @@ class _Partition:
         return "interpolate" if size is None else None
 
     def _kind(self, node: Node, source: Node) -> str:
-        if node in self.tails:
+        if node in self.tails or Meta.RETURNS in node.meta:
             return "tail"
         if source in self.raw:
             return "stem"
@@ -309,6 +311,7 @@ class _Partition:
             told,
             resized,
             joined,
+            self.returned,
             narrowing,
         )
 

@@ -101,6 +101,7 @@ class StageGraph:
     told: tuple[tuple[str, str], ...] = ()  # nodes that lay out a map, and a size of another stage by which they do
     resized: tuple[str, ...] = ()  # nodes that bring a map to a constant size
     joins: tuple[tuple[str, tuple[str, ...]], ...] = ()  # images, and where each joins maps of the network
+    returned: tuple[str, ...] = ()  # maps that are outputs, of stages that only this fixes and the network reads on
     narrowing: tuple[tuple[str, str], ...] = ()  # unpadded windows and crops within a stage, and what each reads
 
     @property

@@ -23,6 +23,8 @@ class Meta(str, enum.Enum):
     """At the output node: what was traced through that could have been kept, for the notes."""
     REDUCES_INPUT = "reduces_input"
     """The node is the pool by which an image is reduced before the first convolution."""
+    RETURNS = "returns"
+    """The node is where a map leaves that the network reads on itself."""
     RESTRIDE = "restride"
     """An order: the node's new stride and grid."""
     TAPS = "taps"
