@@ -110,6 +110,34 @@ def test_which_axes_are_spatial_is_seen_by_growth(function, shape):
     assert student_of(module, torch.randn(shape)).plan.factors[0] > 1
 
 
+TOGETHER = {
+    "an image and its mask": (lambda x, m: x * m[:, None], (torch.randn(1, 3, 64, 96), torch.ones(1, 64, 96))),
+    "unbatched images": (lambda *given: torch.stack(given), (torch.randn(3, 64, 64), torch.randn(3, 64, 64))),
+    "channels last": (
+        lambda a, b: torch.cat([a, b], -1).permute(0, 3, 1, 2),
+        (torch.randn(1, 64, 96, 2), torch.randn(1, 64, 96, 1)),
+    ),
+}
+
+
+class Joined(nn.Module):
+    def __init__(self, join):
+        super().__init__()
+        self.join, self.rest = join, nn.Sequential(body(), head())
+
+    def forward(self, *given):
+        return self.rest(self.join(*given))
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_inputs_that_must_grow_together_do(name):
+    join, given = TOGETHER[name]
+    student = redistill.transform(Joined(join).eval(), given, factors=(2, 1, 1))
+    assert student.plan.macs_kept < 1
+    assert len(student.stages[1].grid) == 2
+    assert student(*given).shape == Joined(join)(*given).shape
+
+
 def test_maps_with_channels_last_inside_are_tapped_only_where_channels_come_first():
     class Stage(nn.Module):
         def __init__(self, cin, cout):

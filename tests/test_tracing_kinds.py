@@ -206,6 +206,8 @@ def test_sizes_that_are_tried_and_do_not_fit_print_nothing(capfd):
 def test_forms_without_python_modules_or_weights_are_refused_with_what_to_give():
     with pytest.raises(ModelError, match=r"TorchScript module holds no Python modules.*give the model that was"):
         capture(torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3)), X), X)
+    with pytest.raises(ModelError, match=r"1 \(RecursiveScriptModule\) is TorchScript.*give what it was scripted from"):
+        capture(nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.Conv2d(4, 4, 3))), X)
     with pytest.raises(ModelError, match=r"0 \(LazyConv2d\) is lazy.*run the model once"):
         capture(nn.Sequential(nn.LazyConv2d(4, 3)), X)
     prepared = torch.ao.nn.quantized.FloatFunctional()  # of a model that may be quantised, but is not
@@ -268,6 +270,35 @@ def test_hooks_run_within_the_graph():
     module.b.register_forward_hook(lambda module, inputs, output: output.abs())
     module.register_forward_hook(lambda module, inputs, output: output.softmax(1))
     same(module)
+
+
+def enclosing(module):
+    return lambda _, given, output: module.kept.__setitem__("mid", output)
+
+
+def by_default(module):
+    def keep(_, given, output, kept=module.kept):
+        kept["mid"] = output
+
+    return keep
+
+
+def wrapped(module):
+    keep = enclosing(module)
+    return lambda *args: keep(*args)
+
+
+@pytest.mark.parametrize("hook", [enclosing, by_default, wrapped])
+@pytest.mark.parametrize("used_before", [False, True])
+def test_a_hook_that_keeps_maps_keeps_those_of_the_graph_and_not_the_teachers(hook, used_before):
+    module = Net(lambda self, y: y + self.kept["mid"].mean(), kept={}).eval()
+    module.a.register_forward_hook(hook(module))
+    if used_before:
+        module(X)
+    before = dict(module.kept)
+    student = redistill.transform(module, X, factors=[1] * 2, taps="none")
+    assert module.kept == before
+    assert torch.allclose(student(X), module(X), atol=1e-5)
 
 
 def test_autocast_in_the_forward_is_named():
@@ -532,3 +563,39 @@ def test_eager_profiles_count_a_filled_cache_and_plain_tensors_as_the_meter_does
     module = Net(cached, cache={}, plain=torch.ones(1)).eval()
     assert redistill.profile(module, X, "eager").peak_bytes == redistill.measure(module, X)
     assert module.cache == {}
+
+
+class Kept:
+    """What keeps the output of a layer, as libraries of segmentation do."""
+
+    def __init__(self, module):
+        self.value, self.handle = None, module.register_forward_hook(self.keep)
+
+    def keep(self, module, given, output):
+        self.value = output
+
+
+class HookedUNet(nn.Module):
+    """A decoder that takes its skip from what a hook has kept of the encoder."""
+
+    def __init__(self, of_a_layer):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.Sequential(nn.ReLU()), nn.Conv2d(16, 32, 3, 2, 1))
+        self.last, self.kept = nn.Conv2d(48, 2, 3, 1, 1), Kept(self.encoder[0 if of_a_layer else 1])
+
+    def forward(self, x):
+        up = nn.functional.interpolate(self.encoder(x).relu(), scale_factor=2)
+        return self.last(torch.cat([up, self.kept.value], 1))
+
+
+@pytest.mark.parametrize("of_a_layer", [False, True])
+@pytest.mark.parametrize("used_before", [False, True])
+def test_skips_that_hooks_keep_are_pooled_and_the_teacher_keeps_its_own(of_a_layer, used_before):
+    module = HookedUNet(of_a_layer).eval()
+    if used_before:
+        module(X)
+    before = module.kept.value
+    student = redistill.transform(module, X, budget="2x")
+    assert module.kept.value is before
+    assert student.plan.factors == (2, 1)
+    assert student(X).shape == (2, 2, 32, 32)

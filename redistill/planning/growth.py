@@ -105,7 +105,7 @@ def _input_axes(graph_module: GraphModule, placeholder: Node, value: Tensor) -> 
         return usual if value.dim() == 4 else ()
     if first.all_input_nodes[0] is placeholder:
         return tuple(range(value.dim() - dims, value.dim()))
-    found = _probe_axes(graph_module, placeholder, first, dims)
+    found = _probe_axes(graph_module, placeholder, first, dims) or _probe_sides(graph_module, placeholder, first, dims)
     return found or (usual if value.dim() == dims + 2 else ())
 
 
@@ -126,19 +126,37 @@ def _first_sliding(graph_module: GraphModule, placeholder: Node) -> tuple[Node |
 
 def _probe_axes(graph_module: GraphModule, placeholder: Node, first: Node, dims: int) -> Axes:
     """Which single axes of the input, made longer, make longer what the operation slides over and nothing else."""
+    shape = placeholder.meta[Meta.SHAPE]
+    longer = {a: {placeholder: _longer(shape, (a,))} for a in range(len(shape))}
+    return tuple(axis for axis, shapes in longer.items() if _grows_alone(graph_module, first, dims, shapes))
+
+
+def _probe_sides(graph_module: GraphModule, placeholder: Node, first: Node, dims: int) -> Axes:
+    """As ``_probe_axes``, where inputs must grow together (an image and its mask, a list of images): all sides of one
+    length do."""
+    inputs = graph_module.graph.find_nodes(op="placeholder")
+    alike = {p: p.meta.get(Meta.SHAPE, ()) for p in inputs}
+    found: list[int] = []
+    for side in dict.fromkeys(alike[placeholder]):
+        axes = {p: tuple(a for a, length in enumerate(shape) if length == side) for p, shape in alike.items()}
+        shapes = {p: _longer(alike[p], axes[p]) for p in inputs}
+        if _grows_alone(graph_module, first, dims, shapes):
+            found += axes[placeholder]
+    return tuple(sorted(found))
+
+
+def _longer(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(GROWTH * side if axis in axes else side for axis, side in enumerate(shape))
+
+
+def _grows_alone(graph_module: GraphModule, first: Node, dims: int, shapes: dict[Node, tuple[int, ...]]) -> bool:
+    """Whether inputs of these shapes make longer what the operation slides over, and nothing else."""
     source = first.all_input_nodes[0]
     way = _ancestors(source)
     if len(way) > LONGEST_WAY:
-        return ()
-    shape = placeholder.meta[Meta.SHAPE]
-    before = _shape_at(graph_module, source, way, {})
-    found = []
-    for axis in range(len(shape)):
-        longer = tuple(GROWTH * side if a == axis else side for a, side in enumerate(shape))
-        after = _shape_at(graph_module, source, way, {placeholder: longer})
-        if before and after and before[:-dims] == after[:-dims] and before != after:
-            found.append(axis)
-    return tuple(found)
+        return False
+    before, after = _shape_at(graph_module, source, way, {}), _shape_at(graph_module, source, way, shapes)
+    return bool(before and after) and before[:-dims] == after[:-dims] and before != after
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -6,7 +6,8 @@ import copy
 import functools
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import torch
@@ -132,6 +133,8 @@ def check_copyable(module: nn.Module) -> None:
         )
     for path, part in module.named_modules():
         where = f"{path or 'the model'} ({type(part).__name__})"
+        if isinstance(part, torch.jit.ScriptModule) and next(part.parameters(), None) is not None:
+            raise ModelError(f"{where} is TorchScript, whose weights no graph can hold; give what it was scripted from")
         if any(nn.parameter.is_lazy(t) for t in (*part._parameters.values(), *part._buffers.values())):
             raise ModelError(f"{where} is lazy and has no weights yet; run the model once before")
         if type(part).__module__.startswith("torch.ao.nn.") and hasattr(part, "_packed_params"):
@@ -169,8 +172,9 @@ class _Copier:
         for name, value in module.__dict__.items():
             if name in ("forward", "dynamo_ctx") and kind is Uncompiled:
                 continue
-            empty = type(value) in (dict, OrderedDict) and not value
-            twin.__dict__[name] = type(value)() if empty else self.value(value)
+            if type(value) in (dict, OrderedDict) and not value:
+                self.memo.setdefault(id(value), type(value)())
+            twin.__dict__[name] = self.value(value)
         twin.__dict__["_compiled_call_impl"] = None
         return twin
 
@@ -189,6 +193,8 @@ class _Copier:
             return self.module(value)
         if isinstance(value, Tensor):
             return self.tensor(value)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
         if isinstance(value, types.MethodType):
             return types.MethodType(value.__func__, self.value(value.__self__))
         if type(value) is functools.partial:
@@ -201,7 +207,29 @@ class _Copier:
         try:
             return copy.deepcopy(value, self.memo)
         except Exception:  # a lock, a stream, an open file: there is but one
-            return value
+            return self._part_by_part(value) if _is_plain_object(value) else value
+
+    def _part_by_part(self, value: Any) -> Any:
+        """An object that Python does not copy, for what it holds: a map with its gradient, kept by a hook."""
+        twin = self.memo[id(value)] = object.__new__(type(value))
+        vars(twin).update({name: self.value(held) for name, held in vars(value).items()})
+        return twin
+
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
+        """A function over the copies of what it encloses, such as a hook that writes into a dict of its module."""
+        if not _has_state(function):
+            return function
+        cells, defaults = function.__closure__ or (), function.__defaults__ or ()
+        closure = tuple(types.CellType() for _ in cells)
+        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, closure or None)
+        self.memo[id(function)] = twin  # before its cells are filled: one of them may hold the function itself
+        twin.__dict__.update(function.__dict__)
+        twin.__kwdefaults__, twin.__module__ = function.__kwdefaults__, function.__module__
+        twin.__defaults__ = tuple(self.value(v) if _has_state(v) else v for v in defaults) or None
+        for cell, own in zip(closure, cells, strict=True):
+            for value in filled_by((own,)):
+                cell.cell_contents = self.value(value) if _has_state(value) else value
+        return twin
 
     def _mapping(self, mapping: dict[Any, Any]) -> dict[Any, Any]:
         twin = self.memo[id(mapping)] = mapping.copy()
@@ -210,9 +238,35 @@ class _Copier:
         return twin
 
 
+def filled_by(cells: Sequence[types.CellType]) -> list[Any]:
+    """What the cells of a closure hold, but for those not filled yet."""
+    found = []
+    for cell in cells:
+        with suppress(ValueError):
+            found.append(cell.cell_contents)
+    return found
+
+
+def _has_state(value: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether a run may change what a function encloses, or what a function there does."""
+    if isinstance(value, types.FunctionType):
+        known = id(value) in seen or value.__module__.startswith("torch.")
+        enclosed = (*filled_by(value.__closure__ or ()), *(value.__defaults__ or ()))
+        return not known and any(_has_state(held, seen | {id(value)}) for held in enclosed)
+    return isinstance(value, (nn.Module, dict, list, set, types.MethodType, functools.partial))
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether an object is of a class written in Python that leaves it to Python how its objects are copied."""
+    kind = type(value)
+    own = any(name in vars(base) for base in kind.__mro__[:-1] for name in ("__reduce__", "__reduce_ex__", "__slots__"))
+    return kind.__flags__ & _HEAP_TYPE != 0 and hasattr(value, "__dict__") and not own
+
+
+_HEAP_TYPE = 1 << 9
 _KEPT_BY_GRAPHS = frozenset((*vars(GraphModule), "meta", "_graph")) - vars(nn.Module).keys()
 _ATOMS = frozenset((
-    int, float, complex, bool, str, bytes, type, type(None), types.FunctionType, types.BuiltinFunctionType,
+    int, float, complex, bool, str, bytes, type, type(None), types.BuiltinFunctionType,
     types.ModuleType, Graph, torch.dtype, torch.device, torch.Size,
 ))  # fmt: skip
 

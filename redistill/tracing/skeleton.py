@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
-from redistill.tracing.copying import is_compiled
+from redistill.tracing.copying import is_compiled, map_tensors
 from redistill.tracing.operators import is_plain_batch_norm
 
 
@@ -75,8 +75,15 @@ def _result(node: Node, args: Any, kwargs: Any) -> Any:
 
 
 def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> GraphModule:
-    """``graph`` over the modules of ``module`` (shared, not copied) and the constants found while tracing."""
+    """``graph`` over the modules of ``module`` and the constants found while tracing.
+
+    They are shared, not copied; where hooks may keep what is given to them, copied with the very same tensors.
+    """
     attributes: dict[str, Any] = {}
+    original = module.get_submodule("_orig_mod") if is_compiled(module) else module
+    name, training = type(original).__name__, module.training
+    if any(part._forward_hooks for part in module.modules()):
+        module = map_tensors(module, lambda tensor: tensor)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             find = operator.attrgetter(str(node.target))
@@ -84,9 +91,8 @@ def build_graph_module(module: nn.Module, graph: Graph, skeleton: nn.Module) -> 
                 attributes[str(node.target)] = find(module)
             except AttributeError:
                 attributes[str(node.target)] = find(skeleton)
-    original = module.get_submodule("_orig_mod") if is_compiled(module) else module
-    graph_module = GraphModule(attributes, graph, type(original).__name__)
-    graph_module.training = module.training
+    graph_module = GraphModule(attributes, graph, name)
+    graph_module.training = training
     return graph_module
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from redistill.tracing.copying import meta_copy, set_mode, working_copy
 from redistill.tracing.dispatch import RecordOperators
 from redistill.tracing.functions import RecordFunctions
 from redistill.tracing.guards import exactly, guard_node, mark_guards, user_place
+from redistill.tracing.hooks import leave_values, only_keep
 from redistill.tracing.leaves import is_layer, is_leaf
 from redistill.tracing.meta import Meta
 from redistill.tracing.obstacles import DataDependenceError, ObstacleError, check_autocast, describe, remedy_of
@@ -308,8 +310,25 @@ class Tracer:
             return self._call_opaque(path, args, kwargs, self.escaped or error, mark)
 
     def _call_leaf(self, path: str, args: Any, kwargs: Any) -> Any:
-        with self._inside(self.root.get_submodule(path), path):
-            return self.record("call_module", path, args, kwargs)
+        module = self.root.get_submodule(path)
+        with self._inside(module, path):
+            found = self.record("call_module", path, args, kwargs)
+            if module._forward_hooks:
+                self._let_hooks_keep(module, args, kwargs, found)
+            return found
+
+    def _let_hooks_keep(self, module: nn.Module, args: Any, kwargs: Any, found: Any) -> None:
+        """The hooks run within the node, on values; what they keep must be the graph's, so they run here once more."""
+        last = next(iter(reversed(self.graph.nodes)))
+        mark, escaped = (last, len(self.journal), dict(self.calls)), self.escaped
+        try:
+            keeps = only_keep(module, args, kwargs, found)
+        except Exception:
+            keeps = False
+        added = takewhile(lambda node: node is not last, reversed(self.graph.nodes))
+        if not (keeps and leave_values(added)):
+            self._roll_back(*mark)
+            self.escaped = escaped
 
     def _call_opaque(self, path: str, args: Any, kwargs: Any, error: Exception, mark: Any) -> Any:
         if not any(map(self.is_traced, tree_leaves((args, kwargs)))):
