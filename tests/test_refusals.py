@@ -92,7 +92,23 @@ def test_position_embeddings_name_the_module_that_fixes_the_grid():
 
     text = refusal(Transformer(), torch.randn(1, 3, 64, 64))
     assert "patches cannot be pooled, for add" in text
-    assert "needs this very size" in text
+    assert "add needs this very size, that of position 1x64x32" in text
+
+
+def test_tables_of_biases_are_named_though_they_are_picked_from():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.biases, self.softmax = nn.Parameter(torch.zeros(2, 16)), nn.Softmax(-1)
+            self.register_buffer("places", torch.arange(256).reshape(16, 16) % 16)
+
+        def forward(self, x):
+            scores = x.flatten(2).transpose(1, 2) @ x.flatten(2)
+            return self.softmax(scores[:, None] + self.biases[:, self.places]).mean((1, 2, 3))
+
+    hybrid = nn.Sequential(layer(3, 16), layer(16, 32), Attention())
+    text = refusal(hybrid, torch.randn(1, 3, 16, 16))
+    assert "(2) needs this very size, that of 2.biases 2x16" in text
 
 
 def test_what_fails_again_and_again_at_one_operation_is_not_tried_any_more():

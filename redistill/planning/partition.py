@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from redistill.memory.probing import probe_graph
 from redistill.memory.recording import GraphRecord, Shape, record_graph
 from redistill.planning.growth import Growth, grown_shapes
+from redistill.planning.reasons import needs_its_size, place_of
 from redistill.planning.stages import Stage, StageGraph, Transition, common_path
 from redistill.planning.tails import OUTPUT, Finder, find_returned, find_tails
 from redistill.tracing import operators
@@ -90,11 +91,11 @@ class _Partition:
                 self.fixed.setdefault(source, OUTPUT)
         elif node.name in self.blocked:
             for source in sources:
-                self.fixed.setdefault(source, f"{node.name} ({operators.module_path(node)}) needs this very size")
+                self.fixed.setdefault(source, needs_its_size(node, self.growth))
             if self.growth.scales(node.name) and sources:
                 self._unite(node, sources)
         elif sources and self._picks_places(node, sources[0]):
-            self.fixed.setdefault(sources[0], f"{node.name} ({operators.module_path(node)}) picks places by number")
+            self.fixed.setdefault(sources[0], f"{place_of(node)} picks places by number")
             if self.growth.scales(node.name):
                 self._unite(node, sources)
         elif not self.growth.scales(node.name):
