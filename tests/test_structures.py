@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import redistill
 from redistill.errors import ModelError
+from redistill.tracing.arguments import read_arguments
 
 
 class Body(nn.Module):
@@ -68,6 +69,20 @@ class TakesMore(Body):
         return self.logits(sum(images)) + others["bias"]
 
 
+@dataclass
+class Batch:
+    image: Tensor
+    scale: float = 1.0
+    mask: Tensor | None = None
+    extra: "Batch | None" = None
+
+
+class TakesDataclass(Body):
+    def forward(self, batch, others=()):
+        x = batch.image if batch.mask is None else batch.image * batch.mask
+        return self.logits(x) * batch.scale + sum(other.extra.image.mean() for other in others)
+
+
 def image(seed=0):
     return torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
 
@@ -81,6 +96,11 @@ CALLS = {
     "arguments as a list": (TakesKeywords, [image(), None]),
     "keywords": (TakesKeywords, {"pixel_values": image(), "mask": torch.ones(1, 1, 64, 64)}),
     "constants": (TakesKeywords, {"pixel_values": image(), "scale": 2.0, "flip": True}),
+    "a dataclass given": (TakesDataclass, Batch(image(), 2.0, torch.ones(1, 1, 64, 64))),
+    "dataclasses in dataclasses": (
+        TakesDataclass,
+        (Batch(image()), [Batch(image(), extra=Batch(torch.ones(1, 3, 64, 64)))]),
+    ),
     "any number of arguments": (TakesMore, {"images": (image(), image(1)), "bias": torch.ones(5)}),
 }
 
@@ -153,6 +173,17 @@ def test_a_call_that_the_graph_was_not_made_for_is_refused():
     with pytest.raises(ModelError, match="does not take this call"):
         student(image(), colour=True)
     assert student(image(), None, 2.0, flip=False)["logits"].shape == (1, 5)
+
+
+def test_a_dataclass_is_taken_by_its_fields_and_its_class_is_one_that_the_teacher_names():
+    student = redistill.transform(TakesDataclass().eval(), Batch(image(), 2.0), budget="1.5x")
+    with pytest.raises(ModelError, match=r"batch.* is 3\.0; the graph was made for 2\.0"):
+        student(Batch(image(), 3.0))
+    with pytest.raises(ModelError, match="batch has another form"):
+        student(image())
+    stranger = {"object": {"class": "http.client:HTTPConnection", "fields": {"host": "example.org"}}}
+    with pytest.raises(ModelError, match="HTTPConnection, which the source of TakesDataclass does not name"):
+        read_arguments({"dict": {"batch": stranger}}, (), TakesDataclass())
 
 
 def test_taps_come_with_the_graphs_own_output():

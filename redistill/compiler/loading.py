@@ -23,7 +23,7 @@ from redistill.partial import put_in_place
 from redistill.passes.running import Pass, find_passes, pass_name
 from redistill.planning.patches.plan import PatchPlan
 from redistill.student import Student, record_of
-from redistill.tracing.call import read_arguments
+from redistill.tracing.arguments import read_arguments
 from redistill.tracing.contexts import undisturbed
 
 
@@ -81,7 +81,7 @@ def _make_again(recipe: dict[str, Any], origin: Provenance, teacher: nn.Module, 
     request = origin.request
     tensors = tuple(spec.example() for spec in origin.inputs)
     try:
-        example = read_arguments(recipe["arguments"], tensors) if "arguments" in recipe else tensors
+        example = read_arguments(recipe["arguments"], tensors, teacher) if "arguments" in recipe else tensors
         found = Request.of(
             factors=[stage["factor"] for stage in recipe["plan"]],
             taps=recipe["taps"],

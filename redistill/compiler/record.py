@@ -14,7 +14,8 @@ from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.search import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
-from redistill.tracing.call import Call, write_arguments
+from redistill.tracing.arguments import write_arguments
+from redistill.tracing.call import Call
 
 
 @dataclass(frozen=True)

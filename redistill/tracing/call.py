@@ -15,7 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import (
+    GetAttrKey,
+    keystr,
+    register_pytree_node,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    tree_unflatten,
+)
 
 from redistill.errors import ModelError
 
@@ -33,10 +43,21 @@ class Slot:
 
 @dataclass(frozen=True)
 class Built:
-    """An output of a class of its own, and what its fields hold."""
+    """A value of a class of its own, an argument or an output, and what its fields hold."""
 
     kind: type
     fields: Mapping[str, Any]
+
+
+register_pytree_node(
+    Built,
+    lambda built: (list(built.fields.values()), (built.kind, tuple(built.fields))),
+    lambda values, context: Built(context[0], dict(zip(context[1], values, strict=True))),
+    flatten_with_keys_fn=lambda built: (
+        [(GetAttrKey(name), value) for name, value in built.fields.items()],
+        (built.kind, tuple(built.fields)),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,7 @@ class Call:
     def example(self, tensors: Sequence[Any]) -> dict[str, Any]:
         """The arguments with ``tensors`` in their places, by parameter."""
         found: dict[str, Any] = tree_map_only(Slot, lambda slot: tensors[slot.index], dict(self.arguments))
-        return found
+        return {name: _instances(value) for name, value in found.items()}
 
     def run(self, function: Callable[..., Any], tensors: Sequence[Any]) -> Any:
         """Call ``function`` with ``tensors`` in their places."""
@@ -80,7 +101,8 @@ class Call:
         """
         tensors: list[Any] = [None] * len(self.names)
         for name, expected in self.arguments.items():
-            self._match(name, expected, given.get(name, _default(self.signature.parameters[name])), tensors)
+            value = given.get(name, _default(self.signature.parameters[name]))
+            self._match(name, expected, _without_classes(value), tensors)
         for name in given.keys() - self.arguments.keys() - {_AS_TUPLE}:
             if not _same(given[name], _default(self.signature.parameters[name])):
                 raise ModelError(f"{name} was not given when the graph was made; give it in the example input as well")
@@ -132,6 +154,7 @@ def read_call(module: nn.Module, example: Any) -> tuple[Call, tuple[Tensor, ...]
     Raises:
         ModelError: an example without a tensor, with values of another kind, or that the forward does not take.
     """
+    example = _without_classes(example)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(example)):
         raise ModelError(
             f"the example input holds no tensor, it is {_kind(example)}; give a tensor, a tuple of arguments (a list "
@@ -192,7 +215,7 @@ def _slot(path: Any, leaf: Any, tensors: list[Tensor], names: list[str]) -> Any:
     if not isinstance(leaf, _PLAIN):
         raise ModelError(
             f"{words[0]}{keystr(path[1:])} of the example input is {_kind(leaf)}; give tensors, numbers, text or None, "
-            "in tuples, lists and dicts"
+            "in tuples, lists, dicts and dataclasses"
         )
     return leaf
 
@@ -225,6 +248,26 @@ def _same(value: Any, other: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return "missing" if value is inspect.Parameter.empty else f"a {type(value).__name__}"
+
+
+def _without_classes(value: Any) -> Any:
+    """Arguments with a ``Built`` for each dataclass."""
+    if is_dataclass(value) and not isinstance(value, (type, Tensor, Built)):
+        held = {f.name: _without_classes(getattr(value, f.name)) for f in fields(value) if f.init}
+        return Built(type(value), held)
+    parts = isinstance(value, (tuple, list, dict)) and not hasattr(value, "_fields")
+    return tree_map(_without_classes, value, is_leaf=lambda v: v is not value) if parts else value
+
+
+def _instances(value: Any) -> Any:
+    """The inverse of ``_without_classes``."""
+
+    def instance(leaf: Any) -> Any:
+        if not isinstance(leaf, Built):
+            return leaf
+        return leaf.kind(**{name: _instances(held) for name, held in leaf.fields.items()})
+
+    return tree_map(instance, value, is_leaf=lambda v: isinstance(v, Built))
 
 
 def take_apart(output: Any) -> tuple[Any, Any]:
@@ -264,26 +307,3 @@ def _has_class(result: Any) -> bool:
     if isinstance(result, dict):
         return any(map(_has_class, result.values()))
     return isinstance(result, Built) or (isinstance(result, (tuple, list)) and any(map(_has_class, result)))
-
-
-def write_arguments(tree: Any) -> Any:
-    """The arguments of a call as plain data."""
-    if isinstance(tree, Slot):
-        return {"tensor": tree.index}
-    if isinstance(tree, Mapping):
-        return {"dict": {key: write_arguments(value) for key, value in tree.items()}}
-    if isinstance(tree, (tuple, list)):
-        return {type(tree).__name__: [write_arguments(value) for value in tree]}
-    return tree
-
-
-def read_arguments(data: Any, tensors: Sequence[Tensor]) -> Any:
-    """The inverse of ``write_arguments``, with ``tensors`` in their places."""
-    if not isinstance(data, dict):
-        return data
-    ((kind, held),) = data.items()
-    if kind == "tensor":
-        return tensors[held]
-    if kind == "dict":
-        return {key: read_arguments(value, tensors) for key, value in held.items()}
-    return {"tuple": tuple, "list": list}[kind](read_arguments(value, tensors) for value in held)
