@@ -72,8 +72,9 @@ def test_memory_is_counted_of_the_parts(student: Student, int8: PreparedModel) -
     assert int8.profile.peak_bytes * 1.5 < profile(int8.whole, int8.inputs, "deploy", "int8").peak_bytes
 
 
-def test_a_file_of_int8_parts(int8: PreparedModel, tmp_path: Path) -> None:
-    exported = export(int8, tmp_path / "file", "pt2")
+@pytest.mark.parametrize("format", ["pt2", "executorch"])
+def test_a_file_of_int8_parts(int8: PreparedModel, tmp_path: Path, format: str) -> None:
+    exported = export(int8, tmp_path / "file", format)
     assert exported.parity.relative_error < 0.01
     assert 0 < exported.quantization_error < 0.2
 
@@ -87,3 +88,12 @@ def test_the_parts_of_another_student_are_refused(student: Student) -> None:
     branches = prepare(student_of(nn.Sequential(Branches(), nn.ReLU())), X)
     with pytest.raises(QuantizationError, match=r"has (no|other weights for) \w+; it is not of the student in parts"):
         divide(whole, lower_to_aten(branches.graph_module, branches.inputs))
+
+
+def test_every_reader_of_a_value_dequantises_it_for_itself(int8: PreparedModel) -> None:
+    """Backends take an operation with what dequantises its inputs; two that share that are tied to each other."""
+    assert int8.int8 is not None
+    target = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+    found = int8.int8.graph.find_nodes(op="call_function", target=target)
+    assert len({n.args[0] for n in found}) < len(found)
+    assert all(len(n.users) == 1 for n in found)

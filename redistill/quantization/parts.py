@@ -104,14 +104,16 @@ class _Walk:
         return self.imported[constant]
 
     def _round(self, node: Node, scale: tuple[Any, ...]) -> None:
-        """Quantise and dequantise a value on its way to all that read it."""
+        """Quantise a value, and dequantise it for each that reads it, as backends expect: shared, it ties them."""
         operations = torch.ops.quantized_decomposed
+        readers = list(node.users)
         with node.graph.inserting_after(node):
             rounded = node.graph.call_function(operations.quantize_per_tensor.default, (node, *scale))
-        with node.graph.inserting_after(rounded):
-            value = node.graph.call_function(operations.dequantize_per_tensor.default, (rounded, *scale))
-        node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not rounded)
-        self.part_of[value] = self.part_of[node]
+        for reader in readers:
+            with node.graph.inserting_before(reader):
+                value = node.graph.call_function(operations.dequantize_per_tensor.default, (rounded, *scale))
+            reader.replace_input_with(node, value)
+            self.part_of[value] = self.part_of[node]
 
 
 def _find_maps(graph_module: GraphModule) -> dict[Node, Node]:
