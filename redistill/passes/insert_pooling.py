@@ -24,6 +24,7 @@ from redistill.passes.editing import GraphEditor
 from redistill.passes.enlarging import repeat, scale_size, shuffle
 from redistill.passes.geometry import Fit, UnreachableGridError, refit, stretch, stretched, uncropped, widen
 from redistill.passes.orders import Narrow, Order, Resize, Restride
+from redistill.passes.reshuffling import Reshuffle
 from redistill.passes.slicing import recrop, restep
 from redistill.tracing.copying import shallow_copy
 from redistill.tracing.meta import Meta
@@ -34,6 +35,7 @@ from redistill.tracing.windows import (
     constant_size,
     padding_made,
     read_window,
+    shuffle_of,
     sliding_kind,
     with_own_padding,
     write_window,
@@ -118,6 +120,8 @@ class _Rewriter(ShapeInterpreter):
             self._reslide(node, order)
         elif slices_of(node) is not None:
             restep(node, order.axes, order.strides)
+        elif shuffle_of(node, self.editor.module(node)) is not None:
+            self._reshuffle(node, order)
         else:
             self._rescale(node, order)
 
@@ -278,6 +282,14 @@ class _Rewriter(ShapeInterpreter):
             enlarging.scale_factor = scale
             self.editor.set_module(node, enlarging)
         self._crop_rounding(node, order, dims, scales)
+
+    def _reshuffle(self, node: Node, order: Restride) -> None:
+        """Other sides for a pixel shuffle, its channels as they are."""
+        own, down = shuffle_of(node, self.editor.module(node)) or (1, True)
+        times = int(max(order.strides[0], 1 / order.strides[0]))
+        self.editor.set_module(node, Reshuffle(own, times, down))
+        if not down:
+            self._crop_rounding(node, order, 2, (float(times), float(times)))
 
     def _crop_rounding(self, node: Node, order: Restride, dims: int, scales: Sequence[float]) -> None:
         """A coarse side, rounded up, enlarges to a little more than the side it came from."""

@@ -25,7 +25,7 @@ from redistill.planning.tails import OUTPUT, Finder, find_returned, find_tails
 from redistill.tracing import operators
 from redistill.tracing.guards import is_guard_only
 from redistill.tracing.meta import Meta
-from redistill.tracing.windows import constant_size, sliding_kind
+from redistill.tracing.windows import constant_size, shuffle_of, sliding_kind
 
 
 def find_stages(
@@ -167,10 +167,12 @@ class _Partition:
         """Note where an image meets a map that is none, but for the sum with what a tail gives back at its size."""
         maps = [s for s in sources if self._is_map(s)]
         images = [s for s in maps if s in self.raw and self.growth.axes(s.name) == self.growth.axes(node.name)]
-        others = {self.sets[s] for s in maps if s not in self.raw}
-        tails = {self.sets[t] for t in self.tails if t in self.labels}
-        if others and not others & tails:
+        others = set(maps) - self.raw
+        if others and not any(map(self._is_behind_a_tail, others)):
             self.joins += [(image, node) for image in images]
+
+    def _is_behind_a_tail(self, node: Node) -> bool:
+        return any(self.sets[node] == self.sets[tail] for tail in self.tails if tail in self.labels)
 
     def _unite(self, node: Node, sources: list[Node]) -> None:
         self.labels[node] = node
@@ -231,6 +233,9 @@ class _Partition:
         if slices is not None:
             interleaved = source in self.raw and any(s.start for s in slices)  # all of the image is to be seen
             return "slice" if any(s != 1 for s in strides) and not interleaved else None
+        if shuffle_of(node, module) is not None:
+            moves = source not in self.raw and not self._is_behind_a_tail(source)
+            return "shuffle" if moves and self.growth.axes(node.name) == (-2, -1) else None
         found = sliding_kind(node, module)
         if found is None or not self._slides_over(node, source, found[1]):
             return None

@@ -49,6 +49,7 @@ _CAN_TAKE: dict[
     "slice": lambda stride: stride.denominator == 1,
     "transposed": lambda stride: stride.numerator == 1,
     "interpolate": lambda stride: stride.numerator == 1 or stride.denominator == 1,
+    "shuffle": lambda stride: stride.numerator == 1 or stride.denominator == 1,
     "resize": lambda stride: True,
 }
 
@@ -68,7 +69,7 @@ class Transition:
     source: int
     target: int
     strides: tuple[Fraction, ...]
-    operator: str  # convolution, pool, transposed, slice, interpolate, resize
+    operator: str  # convolution, pool, transposed, slice, shuffle, interpolate, resize
     axes: Axes = (-2, -1)
     size_stage: int | None = None
     yields_features: bool = False
@@ -85,7 +86,15 @@ class Transition:
     def is_legal(self, source_factor: int, target_factor: int) -> bool:
         """Whether the pass can give the operation those strides, adding an upsampling after a tail if need be."""
         can_take = _CAN_TAKE["interpolate" if self.kind == "tail" and self.operator != "resize" else self.operator]
-        return all(can_take(s) for s in self.student_strides(source_factor, target_factor))
+        strides = self.student_strides(source_factor, target_factor)
+        return all(can_take(s) for s in strides) and (self.operator != "shuffle" or self._goes_one_way(strides))
+
+    def _goes_one_way(self, strides: Sequence[Fraction]) -> bool:
+        """Whether a shuffle still makes all sides shorter, or none, by a multiple or a part of its own factor."""
+        pairs = list(zip(self.strides, strides, strict=True))
+        ratios = [own / stride for own, stride in pairs]
+        turns = any(stride != 1 and (own > 1) != (stride > 1) for own, stride in pairs)
+        return not turns and len(set(strides)) == 1 and all(r.numerator == 1 or r.denominator == 1 for r in ratios)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,18 @@ def padding_made(node: Node, module: nn.Module | None, dims: int) -> Sides:
     return (0,) * (dims - len(made)) + tuple(reversed(made))
 
 
+def shuffle_of(node: Node, module: nn.Module | None) -> tuple[int, bool] | None:
+    """By how much a pixel shuffle changes sides, and whether it makes them shorter; None for all else."""
+    if isinstance(module, (nn.PixelShuffle, nn.PixelUnshuffle)):
+        down = isinstance(module, nn.PixelUnshuffle)
+        return int(module.downscale_factor if down else module.upscale_factor), down  # type: ignore[arg-type]
+    if node.op != "call_function" or name_of(node) not in ("pixel_shuffle", "pixel_unshuffle"):
+        return None
+    down = name_of(node) == "pixel_unshuffle"
+    given = node.args[1] if len(node.args) > 1 else next(iter(v for k, v in node.kwargs.items() if k != "input"), None)
+    return (given, down) if isinstance(given, int) else None
+
+
 def with_own_padding(window: Window, own: Window) -> Window:
     """``window`` with the padding that the operation itself has."""
     return replace(window, padding=own.padding)
