@@ -126,12 +126,10 @@ class _Partition:
 
     def _label(self, node: Node, sources: list[Node]) -> None:
         """Give a map its place: united with all it is made of, or beyond a transition from the first of them."""
-        # Stages are the sets of a union-find over maps. By default an operation ties its output to every map it
-        # reads: sums and concatenations need no rule of their own, and a UNet's levels fall together through their
-        # skips. Only an operation that moves between grids does not tie; it is noted as a crossing, and its two sides
-        # may then differ. A resize that is told its size by another map is tied to that map instead. *Raw* is what is
-        # still image (normalised, padded, cut): the first operation that slides over it is a stem, whatever its
-        # stride.
+        # Stages are the sets of a union-find over maps. An operation ties its output to every map it reads: sums and
+        # concatenations need no rule of their own, and a UNet's levels fall together through their skips. Only what
+        # moves between grids does not tie; it is a crossing, and its two sides may differ. A resize that is told its
+        # size by another map is tied to that map. *Raw* is what is still image: what slides over it first is a stem.
         self._unite(node, [])
         if constant_size(node, self._module(node)) is not None:
             self.resized.append(node)
