@@ -27,7 +27,7 @@ def student() -> Student:
 
 
 def whole(student: Student) -> nn.Module:
-    """The same student run whole: at another size it is, and so here by a copy without its form in parts."""
+    """A copy of the student without its form in parts: it runs whole."""
     twin = copy.deepcopy(student)
     twin.meta.pop("deployed")
     twin.recompile()
@@ -51,15 +51,15 @@ def train_its_taps_graph(student: Student) -> None:
     tapped.eval()
 
 
-def take_double(student: Student) -> None:
-    student.double().half().float()
+def round_to_half(student: Student) -> None:
+    student.half().float()
 
 
 CHANGES: dict[str, Callable[[Student], None]] = {
     "written past autograd": write_past_autograd,
     "others loaded": load_others,
     "statistics by another graph over the same modules": train_its_taps_graph,
-    "rounded to half precision": take_double,
+    "rounded to half precision": round_to_half,
 }
 
 
@@ -111,3 +111,10 @@ def test_a_compiled_student_sees_changes_too(student: Student) -> None:
         assert difference(compiled(X), student(X)) <= 1e-5
         write_past_autograd(changed)
         assert difference(compiled(X), whole(changed)(X)) <= 1e-5
+
+
+def test_a_student_can_be_traced_where_no_gradients_are_wanted(student: Student) -> None:
+    changed = copy.deepcopy(student)
+    with torch.no_grad():
+        traced = torch.jit.trace(changed, X)
+        assert difference(traced(X), student(X)) <= 1e-5

@@ -20,7 +20,7 @@ from redistill.passes.fold_batch_norm import folded_tensors
 class FoldedWeights(nn.Module):
     """Yields the weight and bias of a convolution with the norm after it, which uses the statistics it has learnt.
 
-    They are kept between runs. Where gradients are wanted, for a compiler and on other devices, which would have to
+    They are kept between runs. Where gradients are wanted, for compilers and on other devices, which would have to
     wait for the comparison, they are computed in every run.
     """
 
@@ -33,7 +33,8 @@ class FoldedWeights(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Weight and bias."""
         weight = self.convolution.weight
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not weight.is_cpu:
+        traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+        if traced or torch.is_grad_enabled() or not weight.is_cpu:
             return folded_tensors(self.convolution, self.norm)
         if not isinstance(weight, FakeTensor) and not self._is_current():
             self._fold()
