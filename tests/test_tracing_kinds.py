@@ -98,6 +98,7 @@ SEEN_THROUGH = {
         x, (0, int(x.shape[-1]) % 3, 0, math.ceil(x.shape[-2] / 5) * 5 - x.shape[-2])
     ),
     "the square root of a size": lambda x: x.flatten(2).reshape(*x.shape[:2], -1, int(math.sqrt(x.shape[3] ** 2))),
+    "a power of sizes": lambda x: F.adaptive_avg_pool2d(x, int((x.shape[2] * x.shape[3]) ** 0.5)),
     "sizes by max and min": lambda x: F.adaptive_avg_pool2d(x, (max(x.shape[2] // 2, 4), min(x.shape[3], 7))),
     "unpacked sizes": lambda x: (lambda b, c, *s: x.reshape(b * c, *s).view((b, c, *s)))(*x.shape),
     "iteration": lambda x: torch.stack(list(x.unbind(1)), 1),
@@ -227,6 +228,8 @@ def test_what_a_model_holds_is_read_where_it_can_be():
     scale = torch.tensor([3.0, 4.0])
     same(Net(lambda self, y: y * y.new_full((1,), self.scale[1].item()), scale=scale))
     same(Net(lambda self, y: y * y.new_full((1, 1, 1, 1), self.scale[0]), scale=scale))
+    same(Net(lambda self, y: y.to(next(self.parameters()).device) + torch.zeros(1).to(self.head.weight)))
+    same(Net(lambda self, y: y + torch.zeros(1, device=self.head.weight.device, dtype=self.head.weight.dtype)))
     module = Net(lambda self, y: y * 2 if (self.steps + 1).item() > 4 else y)
     module.register_buffer("steps", torch.tensor(4))
     same(module)
