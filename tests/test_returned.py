@@ -63,3 +63,22 @@ def test_what_is_no_batch_of_maps_fixes_its_grid_as_before(ending):
     assert not analyze(teacher, X).stages.returned
     with pytest.raises(InfeasibleBudgetError, match="it is an output"):
         redistill.transform(teacher, X, budget="3x")
+
+
+class WideFeatures(Features):
+    """What is returned is wide: enlarged at the end, it is a coarse student's peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow, self.down = nn.Conv2d(64, 16, 3, 1, 1), nn.Conv2d(16, 64, 3, 2, 1)
+        self.head = nn.Conv2d(64, 5, 1)
+
+
+def test_a_refusal_names_the_best_of_what_was_carried_out():
+    teacher = WideFeatures().eval()
+    students = {f: redistill.transform(teacher, X, factors=[f, 1 if f == 1 else f // 2]) for f in (1, 2, 4, 8, 16)}
+    peaks = {factor: student.plan.peak_bytes for factor, student in students.items()}
+    assert peaks[16] > peaks[4] == min(peaks.values())  # the coarsest is not the smallest: enlarging is its peak
+    with pytest.raises(InfeasibleBudgetError, match=f"{peaks[1] / peaks[4]:.2f}x, at factors 4,2"):
+        redistill.transform(teacher, X, budget="50x")
+    assert redistill.transform(teacher, X, budget=peaks[4]).plan.peak_bytes == peaks[4]

@@ -33,6 +33,8 @@ from redistill.planning.taps import Grids, Tap, choose_taps, resolve_taps
 from redistill.tracing.copying import clone
 
 MAX_ATTEMPTS = 64
+MAX_LARGER = 8
+"""Plans that hold but need more than was planned: so many are tried for the least."""
 POOLED_DEEPEST = "no plan fits that keeps the deepest stage's grid; it is pooled as well"
 OTHERWISE = "the plan of least memory, which shrinks otherwise than its grids do: a milder one may fit too"
 COARSE = 1.75  # a student so many times smaller than was asked for is worth a note
@@ -227,7 +229,7 @@ def carry_out_within(
                 notes = (f"taps left out, their RED blocks do not fit: {', '.join(dropped)}",) if dropped else ()
                 return Choice(by_stage, tuple(taps), rewritten, None, notes)
             if not may_drop:
-                failures.note(None, by_stage)
+                failures.too_large(by_stage, rewritten.profile)
                 return None
             costliest = max(taps, key=lambda t: t.channels * math.prod(t.grid))
             taps.remove(costliest)
@@ -276,21 +278,27 @@ def _what_is_fixed(analysis: Analysis) -> str:
 
 
 def smallest(analysis: Analysis, failures: Failures | None = None) -> tuple[tuple[int, ...], MemoryProfile]:
-    """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do."""
+    """The plan of least peak that holds once carried out, without taps; the teacher's own grids always do.
+
+    What is carried out may need more than was planned, so plans are tried until none is planned to need less.
+    """
     failures = failures or Failures(analysis)
-    problem = planning_problem(analysis, with_taps=False, restore_deepest=False)
+    best = tuple(1 for _ in analysis.stages.stages), analysis.profile
+    if failures.least is not None and failures.least[1].peak_bytes < best[1].peak_bytes:
+        best = failures.least
+    problem, larger = planning_problem(analysis, with_taps=False, restore_deepest=False), 0
     for _ in range(MAX_ATTEMPTS):
         problem = replace(problem, forbidden=failures.forbidden(problem))
-        solution = None if failures.out_of_time else least_peak(problem)
-        if solution is None:
+        solution = None if failures.out_of_time or larger == MAX_LARGER else least_peak(problem)
+        if solution is None or solution.peak_bytes >= best[1].peak_bytes:
             break
         by_stage = problem.factors(solution.plan)
         try:
             found = rewrite(analysis, by_stage, ()).profile
-            if found.peak_bytes < analysis.profile.peak_bytes:
-                return by_stage, found
-            break
+            larger += 1
+            if found.peak_bytes < best[1].peak_bytes:
+                best = by_stage, found
         except PlanError as error:
             failures.note(error, by_stage)
-            problem = replace(problem, excluded=problem.excluded | {solution.plan})
-    return tuple(1 for _ in analysis.stages.stages), analysis.profile
+        problem = replace(problem, excluded=problem.excluded | {solution.plan})
+    return best

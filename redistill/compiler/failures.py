@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from redistill.compiler.analysis import Analysis
 from redistill.errors import PlanError
+from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.search import Forbidden, PlanningProblem
 
 MAX_SECONDS = 40.0  # a search stops here and says so
@@ -26,6 +27,7 @@ class Failures:
         self.learnt: set[tuple[tuple[int, int], ...]] = set()
         self._seen: Counter[tuple[str, tuple[tuple[int, int], ...]]] = Counter()
         self._ends = time.monotonic() + MAX_SECONDS
+        self.least: tuple[tuple[int, ...], MemoryProfile] | None = None  # of those that hold, but are too large
         self._bar = tqdm(desc="plans carried out", unit="plan", delay=1, disable=None, leave=False)
 
     def __enter__(self) -> Failures:
@@ -39,11 +41,15 @@ class Failures:
         """Whether the search has taken as long as it may."""
         return time.monotonic() > self._ends
 
-    def note(self, error: PlanError | None, by_stage: Sequence[int]) -> None:
-        """Count a plan that was carried out; ``error`` says why it failed, None that it was larger than planned."""
+    def too_large(self, by_stage: tuple[int, ...], profile: MemoryProfile) -> None:
+        """Count a plan that was carried out and holds, but needs more than was planned."""
         self._bar.update()
-        if error is None:
-            return
+        if self.least is None or profile.peak_bytes < self.least[1].peak_bytes:
+            self.least = by_stage, profile
+
+    def note(self, error: PlanError, by_stage: Sequence[int]) -> None:
+        """Count a plan that failed when it was carried out; ``error`` says why."""
+        self._bar.update()
         self.reasons[error.node or str(error)] += 1
         self._texts.setdefault(error.node or str(error), str(error))
         culprits = tuple((s, by_stage[s]) for s in self._stages_at(error.node))
