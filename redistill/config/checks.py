@@ -108,6 +108,16 @@ def _ranges(hint: Any) -> list[Range]:
     return [found for part in typing.get_args(hint) for found in _ranges(part)]
 
 
+def require(condition: bool, message: str) -> None:
+    """Refuse a setting that a range beside its type does not tell of.
+
+    Raises:
+        ConfigError: with the message, where the condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(message)
+
+
 def shorten(value: object) -> str:
     """A value as it is shown in a message."""
     try:

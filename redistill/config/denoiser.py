@@ -7,14 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from redistill.config.checks import AboveZero, Inside, NotNegative, Positive, Range, Section, Share, ShareBelowOne
-from redistill.config.settings import (
-    DataConfig,
-    ExperimentConfig,
-    OptimizerConfig,
-    RecipeConfig,
-    ScheduleConfig,
-    TeacherConfig,
-)
+from redistill.config.recipes import OptimizerConfig, RecipeConfig, ScheduleConfig
+from redistill.config.settings import DataConfig, ExperimentConfig, TeacherConfig
 from redistill.diffusion import NoiseSchedule, Prediction
 from redistill.errors import ConfigError
 

@@ -22,8 +22,9 @@ from redistill.config.checks import (
     Side,
     TwoOrMore,
     Workers,
+    require,
 )
-from redistill.errors import ConfigError
+from redistill.config.recipes import RecipeConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -38,87 +39,10 @@ def check_teacher_name(name: str) -> None:
     Raises:
         ConfigError: naming it.
     """
-    _require(
+    require(
         re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is not None and name not in RESERVED,
         f"teachers.{name[:64]}: a name is of letters, digits, _ and -, and none of {', '.join(sorted(RESERVED))}",
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(Section):
-    """The optimizer.
-
-    Attributes:
-        name: sgd (with momentum) or adamw.
-        decay_norms: whether norms' weights and all biases decay too, as in the older recipes.
-    """
-
-    place: ClassVar[str] = "optimizer"
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: AboveZero = 0.05
-    momentum: ShareBelowOne = 0.9
-    nesterov: bool = False
-    betas: tuple[ShareBelowOne, ...] = (0.9, 0.999)
-    weight_decay: NotNegative = 5e-4
-    decay_norms: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(len(self.betas) == 2, f"optimizer.betas={list(self.betas)}: give two, such as [0.9, 0.999]")
-
-
-@dataclass(frozen=True)
-class ScheduleConfig(Section):
-    """The learning rate over time, as a factor of the optimizer's.
-
-    Attributes:
-        warmup: epochs of linear rise from 0 before the schedule.
-        warmup_steps: optimizer steps of that rise, instead of epochs.
-        milestones: epochs after which `step` multiplies by gamma.
-        floor: the factor at which `cosine` ends.
-        rise: the share of the run in which `one_cycle` rises.
-    """
-
-    place: ClassVar[str] = "schedule"
-
-    name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
-    warmup: NotNegative = 0.0
-    warmup_steps: Count | None = None
-    milestones: tuple[NotNegative, ...] = ()
-    gamma: AboveZero = 0.1
-    floor: Share = 0.0
-    rise: Inside = 0.3
-
-
-@dataclass(frozen=True)
-class RecipeConfig(Section):
-    """How a network is optimised.
-
-    Attributes:
-        epochs: passes over the training set, 0 to leave the network as it is; `steps`, where given, counts optimizer
-            steps instead.
-        batch_size: images of one optimizer step, over all processes and accumulated parts.
-        accumulation: parts into which each process divides its share of a batch.
-        clip_norm: the largest gradient norm, or none.
-        ema: decay of the weights' moving average, or none; the average is then what is evaluated and delivered.
-    """
-
-    place: ClassVar[str] = "recipe"
-
-    epochs: Count = 30
-    steps: Positive | None = None
-    batch_size: Positive = 64
-    accumulation: Positive = 1
-    clip_norm: AboveZero | None = None
-    ema: Inside | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
 
 
 @dataclass(frozen=True)
@@ -143,7 +67,7 @@ class AugmentationConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         ordered = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
-        _require(ordered, f"augmentation.scale={list(self.scale)}: give two shares, the smaller first")
+        require(ordered, f"augmentation.scale={list(self.scale)}: give two shares, the smaller first")
 
 
 @dataclass(frozen=True)
@@ -192,7 +116,7 @@ class DataConfig(Section):
         super().__post_init__()
         for name in ("mean", "std"):
             values = getattr(self, name)
-            _require(len(values) in (1, 3), f"data.{name}={list(values)}: give one value, or one for each channel")
+            require(len(values) in (1, 3), f"data.{name}={list(values)}: give one value, or one for each channel")
 
 
 @dataclass(frozen=True)
@@ -276,7 +200,7 @@ class StudentConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
+        require(
             self.start != "fitted" or self.model is None,
             "student.start=fitted: only the teacher's own weights can be fitted; leave student.model out",
         )
@@ -367,7 +291,7 @@ class ExperimentConfig(Section):
     teachers: Mapping[str, TeacherConfig] = field(default_factory=dict)
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
-    recipe: RecipeConfig = RecipeConfig()
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     quantization: QuantizationConfig = QuantizationConfig()
     run: RunConfig = RunConfig()
 

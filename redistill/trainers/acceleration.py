@@ -14,7 +14,8 @@ from accelerate.state import AcceleratorState
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
-from redistill.config.settings import RecipeConfig, RunConfig
+from redistill.config.recipes import RecipeConfig
+from redistill.config.settings import RunConfig
 from redistill.errors import ConfigError
 from redistill.trainers.task import Batch, Task
 

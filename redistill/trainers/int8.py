@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from redistill.compiler.record import to_recipe
 from redistill.config.files import resolved
-from redistill.config.settings import ClassifierConfig, RecipeConfig, ScheduleConfig
+from redistill.config.recipes import RecipeConfig, ScheduleConfig
+from redistill.config.settings import ClassifierConfig
 from redistill.distillation import Outputs
 from redistill.distillation.views import View
 from redistill.errors import ConfigError

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from redistill.config.settings import RecipeConfig, RunConfig
+from redistill.config.recipes import RecipeConfig
+from redistill.config.settings import RunConfig
 from redistill.data.datasets import EpochOrder
 from redistill.errors import CheckpointError, DivergenceError, InterruptedRunError
 from redistill.internal import seeding

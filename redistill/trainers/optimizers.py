@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill.config.settings import OptimizerConfig
+from redistill.config.recipes import OptimizerConfig
 
 FUSED = ("cpu", "cuda")
 """Where one kernel takes AdamW's whole step; a small network on a CPU spends an eighth of its time in it otherwise.

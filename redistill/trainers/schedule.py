@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from redistill.config.settings import ScheduleConfig
+from redistill.config.recipes import ScheduleConfig
 
 LOWEST = 1e-4
 START = 1 / 25

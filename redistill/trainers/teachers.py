@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from redistill.config.files import resolved
-from redistill.config.settings import RecipeConfig, TeacherConfig
+from redistill.config.recipes import RecipeConfig
+from redistill.config.settings import TeacherConfig
 from redistill.distillation import MAIN
 from redistill.internal import seeding
 from redistill.models.specs import parse_spec

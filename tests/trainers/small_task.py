@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from redistill.config.settings import OptimizerConfig, RecipeConfig, RunConfig, ScheduleConfig, TargetsConfig
+from redistill.config.recipes import OptimizerConfig, RecipeConfig, ScheduleConfig
+from redistill.config.settings import RunConfig, TargetsConfig
 from redistill.data.datasets import DataSets, ImageSet, Step
 from redistill.data.sources import Images
 from redistill.trainers.classification import ClassifierTask

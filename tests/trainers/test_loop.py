@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_task import data, equal, loop, network, recipe, weights
 
-from redistill.config.settings import OptimizerConfig, RunConfig, ScheduleConfig, TargetsConfig
+from redistill.config.recipes import OptimizerConfig, ScheduleConfig
+from redistill.config.settings import RunConfig, TargetsConfig
 from redistill.errors import CheckpointError, ConfigError, DivergenceError, InterruptedRunError
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.ema import MovingAverage

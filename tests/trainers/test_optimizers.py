@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from redistill.config.settings import OptimizerConfig
+from redistill.config.recipes import OptimizerConfig
 from redistill.trainers.optimizers import make_optimizer
 
 

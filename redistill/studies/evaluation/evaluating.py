@@ -9,7 +9,8 @@ from torch import Tensor
 
 from redistill.config.checks import Count, Positive, Section
 from redistill.config.denoiser import DiffusionConfig
-from redistill.config.settings import DataConfig, RecipeConfig
+from redistill.config.recipes import RecipeConfig
+from redistill.config.settings import DataConfig
 from redistill.studies.evaluation.features import RECIPE, expected_features, open_extractor
 from redistill.studies.evaluation.fidelity import Fidelity, check_count, score
 from redistill.studies.evaluation.generation import GenerationConfig, TrainedDenoiser, generate

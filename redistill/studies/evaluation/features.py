@@ -19,16 +19,8 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
 from redistill.config.files import resolved
-from redistill.config.settings import (
-    ClassifierConfig,
-    DataConfig,
-    OptimizerConfig,
-    RecipeConfig,
-    RunConfig,
-    ScheduleConfig,
-    StudentConfig,
-    TeacherConfig,
-)
+from redistill.config.recipes import OptimizerConfig, RecipeConfig, ScheduleConfig
+from redistill.config.settings import ClassifierConfig, DataConfig, RunConfig, StudentConfig, TeacherConfig
 from redistill.data.sources import open_source
 from redistill.errors import EvaluationError
 from redistill.internal.files import checksum, write_atomically
