@@ -211,9 +211,13 @@ def _scores(problem: PlanningProblem, objective: Objective) -> tuple[np.ndarray,
 
 
 def least_peak(problem: PlanningProblem) -> Solution | None:
-    """The legal plan of lowest peak, whatever it computes; None if no plan is legal."""
-    search = _Search(problem, tuple(np.zeros(len(c)) for c in problem.choices), problem.legal, shrink=True)
-    return search.run(math.inf)
+    """The legal plan of lowest peak, and of those the one that keeps most MACs; None if no plan is legal.
+
+    Large factors are tried first, which soon leaves little to beat.
+    """
+    coarse_first = tuple(np.array(choices, dtype=float) for choices in problem.choices)
+    found = _Search(problem, coarse_first, problem.legal, shrink=True).run(math.inf)
+    return found and solve(problem, found.peak_bytes, keep_most_macs())
 
 
 def _allowed(problem: PlanningProblem, objective: Objective) -> dict[tuple[int, int], np.ndarray]:
@@ -245,13 +249,16 @@ class _Search:
         smallest = [u.min(axis=0) for u in self.usage]
         self.least_after = [sum(smallest[s:], np.zeros_like(self.constant)) for s in range(self.count + 1)]
         self.most_after = [sum(float(x.max()) for x in scores[s:]) for s in range(self.count + 1)]
+        self.conditional = self._conditional_bounds()
+        self.floor = self._floor(legal)
         self.visited = 0
         self.best: tuple[float, float, tuple[int, ...]] | None = None
 
     def run(self, limit: float) -> Solution | None:
         """Search below ``limit`` bytes."""
         self.limit = limit
-        self._extend((), self.constant, 0.0)
+        if self.floor <= limit:
+            self._extend((), self.constant, 0.0)
         if self.best is None:
             return None
         score, peak, plan = self.best
@@ -266,18 +273,58 @@ class _Search:
         for choice in np.argsort(-self.scores[stage], kind="stable"):
             total = used + self.usage[stage][choice]
             reached = score + float(self.scores[stage][choice])
-            if self._may_win(stage, total, reached) and self._is_legal(stage, plan, int(choice)):
+            least = float((total + self.least_after[stage + 1]).max(initial=0))
+            if (
+                self._may_win(stage, least, reached)
+                and self._is_legal(stage, plan, int(choice))
+                and self._may_win(stage, self._least_conditional((*plan, int(choice))), reached)
+            ):
                 self._extend((*plan, int(choice)), total, reached)
 
-    def _may_win(self, stage: int, total: np.ndarray, score: float) -> bool:
-        least = float((total + self.least_after[stage + 1]).max(initial=0))
+    def _may_win(self, stage: int, least: float, score: float) -> bool:
+        """Whether a plan begun so, of ``least`` bytes or more, can still be the best."""
         if least > self.limit:
             return False
         if self.best is None:
             return True
         if self.shrink:
-            return least < self.best[1]
+            return max(least, self.floor) < self.best[1]
         return score + self.most_after[stage + 1] >= self.best[0] - _slack(self.best[0])
+
+    def _conditional_bounds(self) -> list[list[tuple[ConditionalRows, np.ndarray]]]:
+        """By the stage that decides whether they hold: conditional rows, and the least that later stages add."""
+        found: list[list[tuple[ConditionalRows, np.ndarray]]] = [[] for _ in range(self.count)]
+        for rows in self.problem.conditional:
+            last = max(rows.source, rows.target)
+            later = [usage.min(axis=0) for usage in rows.usage[last + 1 :]]
+            found[last].append((rows, sum(later, np.zeros(rows.usage[0].shape[1]))))
+        return found
+
+    def _floor(self, legal: dict[tuple[int, int], np.ndarray]) -> float:
+        """What every plan needs at least: that of the two stages of some conditional rows, at their best together."""
+        floor = float((self.constant + self.least_after[0]).max(initial=0))
+        pairs: dict[tuple[int, int], list[ConditionalRows]] = {}
+        for rows in self.problem.conditional:
+            pairs.setdefault((rows.source, rows.target), []).append(rows)
+        for (a, b), several in pairs.items():
+            if a == b:
+                continue
+            needs = _least_of_pair(self.usage, self.constant, a, b)
+            for rows in several:
+                own = _least_of_pair(rows.usage, np.zeros(rows.usage[0].shape[1]), a, b)
+                needs = np.maximum(needs, np.where(rows.active, own, 0.0))
+            allowed = legal.get((a, b), legal[b, a].T if (b, a) in legal else np.ones_like(needs, dtype=bool))
+            floor = max(floor, float(needs[allowed].min(initial=math.inf)))
+        return floor
+
+    def _least_conditional(self, begun: tuple[int, ...]) -> float:
+        """The least that the rows need which the last stage of a plan begun so decides on."""
+        least = 0.0
+        for rows, later in self.conditional[len(begun) - 1]:
+            if rows.active[begun[rows.source], begun[rows.target]]:
+                steps = sum((usage[i] for usage, i in zip(rows.usage, begun, strict=False)), later)
+                least = max(least, float(steps.max(initial=0)))
+        return least
 
     def _is_legal(self, stage: int, plan: tuple[int, ...], choice: int) -> bool:
         if not all(table[plan[other], choice] for other, table in self.tables[stage] if other < stage):
@@ -295,8 +342,14 @@ class _Search:
             self.best = (score, peak, plan)
 
     def _rank(self, score: float, peak: float, plan: tuple[int, ...]) -> tuple[float, ...]:
-        mildness = -self.problem.pooling(plan)
-        return (-peak, mildness, *plan) if self.shrink else (round(score, 6), mildness, -peak, *plan)
+        return (-peak,) if self.shrink else (round(score, 6), -self.problem.pooling(plan), -peak, *plan)
+
+
+def _least_of_pair(usage: Sequence[Matrix], constant: np.ndarray, a: int, b: int) -> Matrix:
+    """The least peak at each choice of two stages: choices of ``a`` x choices of ``b``."""
+    others = sum((u.min(axis=0) for s, u in enumerate(usage) if s not in (a, b)), constant)
+    least: Matrix = (others + usage[a][:, None] + usage[b][None]).max(axis=2, initial=0)
+    return least
 
 
 def _slack(score: float) -> float:
