@@ -130,8 +130,24 @@ def test_the_least_peak_is_that_of_exhaustive_enumeration(problem):
     assert (found and found.peak_bytes) == expected
     if found is not None:
         assert found.plan in set(legal_plans(problem))
-        assert solve(problem, found.peak_bytes, keep_most_macs()) is not None
+        alike = [plan for plan in legal_plans(problem) if peak(problem, plan) == expected]
+        assert problem.total_macs(found.plan) == max(map(problem.total_macs, alike))
         assert solve(problem, found.peak_bytes - 0.25, keep_most_macs()) is None
+
+
+def test_what_the_last_stages_need_is_known_from_the_first():
+    """Whatever else is pooled, the last stage is enlarged to an output of 100 bytes: ties are no reason to go on."""
+    choices, count = (1, 2, 4, 8), 16
+    shrunk = tuple(np.array([[1.0 / d**2] for d in choices]) for _ in range(count))
+    enlarged = (*(np.zeros((4, 1)) for _ in range(count - 1)), np.full((4, 1), 100.0))
+    always = np.ones((4, 4), dtype=bool)
+    output = ConditionalRows("output", count - 2, count - 1, always, enlarged)
+    macs = tuple(usage[:, 0] for usage in shrunk)
+    problem = PlanningProblem((choices,) * count, np.zeros(1), shrunk, macs, {}, (output,))
+    found = least_peak(problem)
+    assert (found.peak_bytes, found.plan) == (100, (0,) * count)
+    assert found.certificate.visited < 100
+    assert solve(problem, 99, keep_most_macs()) is None
 
 
 @settings(max_examples=100)
