@@ -97,7 +97,7 @@ class DataConfig(Section):
     download: bool = False
     image_size: Side = 32
     test_resize: Side | None = None
-    channels: int = 3
+    channels: Positive = 3
     attribute: str | None = None
     damaged: Literal["refuse", "skip"] = "refuse"
     cache: str = "auto"
@@ -116,7 +116,10 @@ class DataConfig(Section):
         super().__post_init__()
         for name in ("mean", "std"):
             values = getattr(self, name)
-            require(len(values) in (1, 3), f"data.{name}={list(values)}: give one value, or one for each channel")
+            require(
+                len(values) in (1, self.channels),
+                f"data.{name}={list(values)}: give one value, or {self.channels}, one for each of data.channels",
+            )
 
 
 @dataclass(frozen=True)

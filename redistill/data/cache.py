@@ -46,35 +46,61 @@ class DecodedPictures:
     kept: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """Decoded pictures one after the other, their shapes and ends, and what is wrong with those that have none."""
+
+    pixels: Tensor
+    shapes: Sequence[tuple[int, int]]
+    ends: Sequence[int]
+    channels: int
+    failures: Failures
+
+
 def open_pictures(
     found: PictureFiles, channels: int, *, cache: Path | None, limit: float, damaged: Damaged
 ) -> DecodedPictures:
     """Decode pictures, or find them decoded in ``cache``.
 
-    Folders that would take more than ``limit`` GiB are decoded picture by picture whenever one is asked for, and only
-    the files' heads are looked at beforehand; so are all where ``cache`` is None.
+    Folders that would take more than ``limit`` GiB are decoded picture by picture whenever one is asked for, and so are
+    all where ``cache`` is None. Beforehand only the files' heads are looked at then, or, where damaged pictures are to
+    be skipped, the whole pictures.
 
     Raises:
         DataError: pictures that cannot be read, by name and number, unless they are to be skipped.
     """
     place = None if cache is None else _place(cache, found, channels)
-    if place is None or not (place / INDEX).is_file():
+    stored = None if place is None else _load(place)
+    if stored is None:
         pixels, failures = _look(found.files)
-        if place is None or pixels * channels > limit * GIB or not _write(place, found.files, channels):
-            kept = _settle(found, failures, damaged)
-            return DecodedPictures(lambda index: decode_now(found.files[kept[index]], channels), kept)
-    return _read(place, found, damaged)
+        if place is not None and pixels * channels <= limit * GIB:
+            _write(place, found.files, channels)
+            stored = _load(place)
+    if stored is not None:
+        return _read(stored, found, damaged)
+    if damaged == "skip":
+        failures = _attempt(found.files, channels)
+    kept = _settle(found, failures, damaged)
+    return DecodedPictures(lambda index: decode_now(found.files[kept[index]], channels), kept)
 
 
 def _place(cache: Path, found: PictureFiles, channels: int) -> Path:
-    """A folder for these pictures in this state: the files by name, size and time of change."""
-    about = ((path.relative_to(found.root), path.stat()) for path in found.files)
-    states = "\n".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in about)
+    """A folder for these pictures in this state."""
+    states = "\n".join(f"{path.relative_to(found.root)} {_state(path)}" for path in found.files)
     return cache / _name(f"{FORMAT} {channels} {found.root.resolve()}") / _name(states)
 
 
+def _state(path: Path) -> str:
+    """A file's size and times: of its content, and of whatever was done to it, since archives may set the first."""
+    try:
+        state = path.stat()
+    except OSError:  # told of when it is decoded
+        return "unreadable"
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+
+
 def _name(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(os.fsencode(text), digest_size=12).hexdigest()
 
 
 def _look(files: Sequence[Path]) -> tuple[int, Failures]:
@@ -88,7 +114,7 @@ def _look(files: Sequence[Path]) -> tuple[int, Failures]:
     return pixels, failures
 
 
-def _write(place: Path, files: Sequence[Path], channels: int) -> bool:
+def _write(place: Path, files: Sequence[Path], channels: int) -> None:
     """Decode into a folder aside and rename it; of several processes the first to be ready counts."""
     aside = place.with_name(f".{uuid.uuid4().hex}")
     try:
@@ -100,7 +126,6 @@ def _write(place: Path, files: Sequence[Path], channels: int) -> bool:
         logger.warning("decoded pictures cannot be kept in %s (%s); set data.cache to another folder", folder, error)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return (place / INDEX).is_file()
 
 
 def _decode_all(folder: Path, files: Sequence[Path], channels: int) -> None:
@@ -143,17 +168,35 @@ def _decoded(files: Sequence[Path], channels: int) -> Iterator[Tensor | str]:
             yield from pool.map(attempt, files[start : start + 256])
 
 
-def _read(place: Path, found: PictureFiles, damaged: Damaged) -> DecodedPictures:
-    about: dict[str, Any] = json.loads((place / INDEX).read_text())
-    kept = _settle(found, {int(index): reason for index, reason in about["failures"].items()}, damaged)
-    shapes, channels = about["shapes"], about["channels"]
-    ends = np.cumsum([channels * height * width for height, width in shapes])
-    pixels = torch.from_numpy(np.memmap(place / PIXELS, np.uint8, mode="c"))
+def _attempt(files: Sequence[Path], channels: int) -> Failures:
+    """Decode all pictures to see which cannot be."""
+    decoded = tqdm(_decoded(files, channels), total=len(files), unit="picture", delay=3, leave=False)
+    return {index: image for index, image in enumerate(decoded) if isinstance(image, str)}
+
+
+def _load(place: Path) -> _Stored | None:
+    """Decoded pictures as they lie in a folder; one that is damaged, by a crash of the system say, is cleared away."""
+    if not os.path.isfile(place / INDEX):
+        return None
+    try:
+        about: dict[str, Any] = json.loads((place / INDEX).read_text())
+        shapes, channels = about["shapes"], about["channels"]
+        ends = np.cumsum([channels * height * width for height, width in shapes])
+        pixels = np.memmap(place / PIXELS, np.uint8, mode="c", shape=(int(ends[-1]),))
+        failures = {int(index): said for index, said in about["failures"].items()}
+        return _Stored(torch.from_numpy(pixels), shapes, ends.tolist(), channels, failures)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+
+
+def _read(stored: _Stored, found: PictureFiles, damaged: Damaged) -> DecodedPictures:
+    kept = _settle(found, stored.failures, damaged)
 
     def get(index: int) -> Tensor:
-        height, width = shapes[kept[index]]
-        end = int(ends[kept[index]])
-        return pixels[end - channels * height * width : end].view(channels, height, width)
+        height, width = stored.shapes[kept[index]]
+        end = stored.ends[kept[index]]
+        return stored.pixels[end - stored.channels * height * width : end].view(stored.channels, height, width)
 
     return DecodedPictures(get, kept)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from redistill.config.settings import AugmentationConfig, DataConfig
 from redistill.data.sources import Images, Source, open_source
@@ -22,6 +23,7 @@ from redistill.errors import DataError
 from redistill.internal import seeding
 
 _NAMED_AT_MOST = 3
+_COLOURS = 3
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +162,8 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Da
     held_out, rest = split_by_class(source.train.labels, config.validation, config.split_seed)
     _check_split(source, held_out)
     if config.train_limit is not None:
+        if config.train_limit < len(source.classes):
+            raise DataError(f"data.train_limit={config.train_limit}: there are {len(source.classes)} classes; raise it")
         rest = rest[
             limit_by_class(source.train.labels[rest], config.train_limit, config.split_seed, "data.train_limit")
         ]
@@ -179,13 +183,19 @@ def open_data(config: DataConfig, seed: int, source: Source | None = None) -> Da
 
 
 def _check_split(source: Source, held_out: Tensor) -> None:
-    """Say which classes are too small to be validated."""
+    """Say which classes are too small to be validated, or to be learnt."""
     if not len(held_out):
         raise DataError("no class has two training images, so none can be put aside for validation; add some")
-    unseen = set(range(len(source.classes))) - set(source.train.labels[held_out].tolist())
-    if unseen:
-        named = ", ".join(source.classes[label] for label in sorted(unseen)[:_NAMED_AT_MOST])
-        logger.warning("%d classes have one training image and none for validation: %s ...", len(unseen), named)
+    trained, validated = set(source.train.labels.tolist()), set(source.train.labels[held_out].tolist())
+    classes = set(range(len(source.classes)))
+    for words, found in (
+        ("no training image", classes - trained),
+        ("one training image and none for validation", (classes & trained) - validated),
+    ):
+        if found:
+            named = ", ".join(source.classes[label] for label in sorted(found)[:_NAMED_AT_MOST])
+            more = " ..." if len(found) > _NAMED_AT_MOST else ""
+            logger.warning("%d classes have %s: %s%s", len(found), words, named, more)
 
 
 def split_by_class(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -249,6 +259,19 @@ def _resize(side: int, size: int) -> Step:
 def _finish(config: DataConfig) -> Step:
     """To float in [0, 1], to the number of channels, normalised."""
     channels = config.channels
-    grey_to_colour = v2.Lambda(lambda x: x.expand(*x.shape[:-3], channels, -1, -1) if x.shape[-3] == 1 else x)
     mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (config.mean, config.std))
-    return Step(v2.Compose([v2.ToDtype(torch.float32, scale=True), grey_to_colour, v2.Normalize(mean, std)]))
+    channelled = v2.Lambda(lambda images: _with_channels(images, channels))
+    return Step(v2.Compose([v2.ToDtype(torch.float32, scale=True), channelled, v2.Normalize(mean, std)]))
+
+
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    """Grey images repeated in every channel, coloured ones made grey, others as they are."""
+    found = images.shape[-3]
+    if found == 1:
+        return images.expand(*images.shape[:-3], channels, -1, -1)
+    if found == _COLOURS and channels == 1:
+        grey: Tensor = rgb_to_grayscale(images)
+        return grey
+    if found != channels:
+        raise DataError(f"the data set's images have {found} channels, data.channels is {channels}; set it to {found}")
+    return images

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.data.pictures import is_picture
 from redistill.errors import DataError
+from redistill.internal.reasons import reason
 
 _NAMED_AT_MOST = 3
 _EVERY = 5
@@ -41,14 +42,16 @@ def scan(root: Path) -> PictureFolder:
 
     Raises:
         FileNotFoundError: no such folder.
-        DataError: no pictures, an empty class, or classes that differ between training and test.
+        DataError: a folder that cannot be read, no pictures, an empty class, a held-out folder without one to train on,
+            or classes that differ between training and test.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
-    train = root / "train" if (root / "train").is_dir() else root
-    test = next((root / name for name in _HELD_OUT if (root / name).is_dir()), None)
-    if train == root or not _subfolders(train):
-        return _scan_without_classes(train, None if train == root else test)
+    train, test = _part(root, ("train",)), _part(root, _HELD_OUT)
+    if train is None and test is not None:
+        raise DataError(f"{root} has a folder {test.name!r} and none 'train'; put the pictures to train on there")
+    if train is None or not _subfolders(train):
+        return _scan_without_classes(train or root, test)
     if test is None:
         raise DataError(f"{root} has no folder 'test' or 'val'; put the held-out pictures there, one folder a class")
     return _scan_classes(train, test)
@@ -59,7 +62,10 @@ def _scan_without_classes(train: Path, test: Path | None) -> PictureFolder:
     if len(files) < _EVERY:
         raise DataError(f"{train} holds {len(files)} pictures; data.root is a folder of them, or of 'train' and 'test'")
     if test is not None:
-        return PictureFolder(_unlabelled(train, files), _unlabelled(test, pictures_below(test)), ())
+        tested = pictures_below(test)
+        if not tested:
+            raise DataError(f"{test} holds no pictures; add some, or remove the folder to hold out every {_EVERY}th")
+        return PictureFolder(_unlabelled(train, files), _unlabelled(test, tested), ())
     held_out = files[::_EVERY]
     kept = [path for index, path in enumerate(files) if index % _EVERY]
     return PictureFolder(_unlabelled(train, kept), _unlabelled(train, held_out), ())
@@ -96,10 +102,42 @@ def _class_names(names: set[str] | list[str]) -> str:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures however deep, links to folders followed, in order of their paths."""
-    found = (Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in found if is_picture(path))
+    """All pictures however deep, in order of their paths; hidden files and folders are left out.
+
+    Links to folders are followed, though never in a circle.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+    return sorted(_walk(folder, frozenset()))
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    for entry in _entries(folder):
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _walk(path, above | {place})
+        elif is_picture(path) and (entry.is_file() or entry.is_symlink()):  # a link that leads nowhere is a damaged one
+            yield path
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read as a folder ({reason(error)})") from error
+
+
+def _part(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of these folders that is there, in capitals or not."""
+    known = {name.lower(): root / name for name in _subfolders(root)}
+    return next((known[name] for name in names if name in known), None)
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())

@@ -39,12 +39,21 @@ def decode(path: Path, channels: int = 3) -> Tensor:
         warnings.simplefilter("ignore")  # of odd metadata and transparency; what matters is raised
         try:
             with Image.open(path) as picture:
-                image: Tensor = pil_to_tensor(_to_bytes(ImageOps.exif_transpose(picture)).convert(MODES[channels]))
-                return image
+                return to_tensor(ImageOps.exif_transpose(picture), channels)
         except UnreadablePictureError:
             raise
         except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
             raise UnreadablePictureError(reason(error, 100)) from error
+
+
+def to_tensor(picture: Image.Image, channels: int) -> Tensor:
+    """A picture as bytes [channels, H, W]; ``channels`` is 3 (colours) or 1 (grey).
+
+    Raises:
+        UnreadablePictureError: values whose range is not known.
+    """
+    image: Tensor = pil_to_tensor(_to_bytes(picture).convert(MODES[channels]))
+    return image
 
 
 def count_pixels(path: Path) -> int:
@@ -61,9 +70,11 @@ def count_pixels(path: Path) -> int:
 
 
 def _to_bytes(picture: Image.Image) -> Image.Image:
-    """A picture of eight bits a channel; PIL's own conversion would cut sixteen bits off at 255."""
+    """A picture of eight bits a channel; PIL itself would cut sixteen bits off at 255, and knows no grey of LAB."""
     if picture.mode == "F":
         raise UnreadablePictureError("mode F: floating point has no known range; save it as 8 or 16 bits")
+    if picture.mode == "LAB":
+        return picture.convert("RGB")
     if not picture.mode.startswith("I"):
         return picture
     values = np.asarray(picture).astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from redistill.config.settings import DataConfig
 from redistill.data.cache import decode_now, open_pictures
 from redistill.data.folders import PictureFiles, PictureFolder, scan
 from redistill.data.keywords import WORDS, words
-from redistill.data.pictures import MODES
+from redistill.data.pictures import MODES, UnreadablePictureError, to_tensor
 from redistill.errors import ConfigError, DataError
 from redistill.internal.plugins import find
 from redistill.internal.reasons import reason
 from redistill.internal.suggestions import suggest
+from redistill.internal.text import format_shape
 
+_OVERSHOOT = 0.5
 TEST_SHARE = 5  # every fifth of scikit-learn's digits is a test image
 
 
@@ -40,11 +43,26 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set's training and test images, and its classes; none where the images have no labels."""
+    """A data set's training and test images, and its classes; none where the images have no labels.
+
+    Raises:
+        DataError: no images, or labels that are not of these classes.
+    """
 
     train: Images
     test: Images
     classes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for name, labels in (("train", self.train.labels), ("test", self.test.labels)):
+            if not len(labels):
+                raise DataError(f"{name} holds no images")
+            low, high = int(min(labels)), int(max(labels))
+            if self.classes and not 0 <= low <= high < len(self.classes):
+                raise DataError(
+                    f"{name} has labels from {low} to {high}, and there are {len(self.classes)} classes; number the "
+                    "classes from 0 on"
+                )
 
     @classmethod
     def from_datasets(cls, train: Any, test: Any, classes: Sequence[str] | None = None) -> Source:
@@ -63,7 +81,7 @@ class Source:
             (('0', '1'), torch.Size([3, 8, 8]))
         """
         ours, theirs = _of_dataset(train), _of_dataset(test)
-        count = int(max(ours.labels.max(), theirs.labels.max())) + 1
+        count = max([-1, *ours.labels.tolist(), *theirs.labels.tolist()]) + 1
         return cls(ours, theirs, tuple(classes or getattr(train, "classes", None) or map(str, range(count))))
 
 
@@ -78,6 +96,8 @@ def open_source(config: DataConfig) -> Source:
     try:
         source = opener(config)
     except (FileNotFoundError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and config.name not in SOURCES:  # of somebody's own code
+            raise
         raise DataError(_missing(config, error)) from error
     if not isinstance(source, Source):
         raise ConfigError(f"{config.name} gives a {type(source).__name__}; it must give a redistill.data.Source")
@@ -136,10 +156,15 @@ def _fashion_mnist(config: DataConfig) -> Source:
 def _read_idx(path: Path) -> Tensor:
     """An array of bytes in the IDX format: two zeros, type 8, the rank, then big-endian sizes and the data."""
     packed = path.with_name(f"{path.name}.gz")
-    data = gzip.decompress(packed.read_bytes()) if packed.exists() and not path.exists() else path.read_bytes()
-    rank = data[3]
-    sizes = np.frombuffer(data, ">i4", rank, 4)
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes).copy())
+    place = packed if packed.exists() and not path.exists() else path
+    data = place.read_bytes()
+    try:
+        data = gzip.decompress(data) if place == packed else data
+        rank = data[3]
+        sizes = np.frombuffer(data, ">i4", rank, 4)
+        return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(sizes).copy())
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise DataError(f"{place} is damaged ({reason(error)}); remove it and fetch it again") from error
 
 
 def _cifar(kind: str) -> Callable[[DataConfig], Source]:
@@ -218,16 +243,47 @@ def _cache_folder(cache: str) -> Path:
 
 def _of_dataset(dataset: Any) -> Images:
     targets = getattr(dataset, "targets", None)
-    labels = [int(dataset[i][1]) for i in range(len(dataset))] if targets is None else targets
-    return Images(lambda index: _as_tensor(dataset[index][0]), torch.as_tensor(labels).long())
+    try:
+        labels = [int(dataset[i][1]) for i in range(len(dataset))] if targets is None else list(map(int, targets))
+    except (TypeError, ValueError, LookupError) as error:
+        raise DataError(
+            f"an item of the data set is no pair of an image and a number ({reason(error)}); give (image, label)"
+        ) from error
+    if len(labels) != len(dataset):
+        raise DataError(f"the data set has {len(labels)} targets for {len(dataset)} images; give one for each")
+    return Images(lambda index: _as_tensor(dataset[index][0]), torch.tensor(labels, dtype=torch.long))
 
 
 def _as_tensor(image: Any) -> Tensor:
-    """A tensor as it is; PIL's grey images with one channel, all others with three."""
+    """A tensor as it is; PIL's grey images with one channel, all others with three.
+
+    Raises:
+        DataError: neither, or a tensor that is no image.
+    """
     if isinstance(image, Tensor):
+        return _checked(image)
+    if not isinstance(image, Image):
+        raise DataError(f"the data set gives a {type(image).__name__}; give PIL's images, or tensors [C, H, W]")
+    try:
+        return to_tensor(image, 1 if image.mode == "L" else 3)
+    except UnreadablePictureError as error:
+        raise DataError(f"the data set gives an image of {error}") from error
+
+
+def _checked(image: Tensor) -> Tensor:
+    """An image of bytes, or of floats in [0, 1], beyond which resampling may have taken them a little."""
+    if image.dim() != 3:
+        raise DataError(f"the data set gives an image of shape {format_shape(image.shape)}; give tensors [C, H, W]")
+    if image.dtype == torch.uint8:
         return image
-    tensor: Tensor = pil_to_tensor(image if image.mode == "L" else image.convert("RGB"))
-    return tensor
+    if not image.is_floating_point():
+        raise DataError(f"the data set gives an image of {image.dtype}; give bytes, or floats in [0, 1]")
+    low, high = float(image.min()), float(image.max())
+    if not -_OVERSHOOT <= low <= high <= 1 + _OVERSHOOT:
+        raise DataError(
+            f"the data set gives an image of values from {low:g} to {high:g}; give bytes, or floats in [0, 1]"
+        )
+    return image
 
 
 def _in_memory(pixels: Tensor, labels: Tensor) -> Images:

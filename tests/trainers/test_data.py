@@ -11,7 +11,7 @@ from PIL import Image
 
 from redistill.config.settings import AugmentationConfig, DataConfig
 from redistill.data.datasets import EpochOrder, open_data, split_by_class
-from redistill.data.sources import SOURCES, Source
+from redistill.data.sources import SOURCES, Images, Source
 from redistill.errors import ConfigError, DataError
 
 
@@ -43,6 +43,25 @@ def test_limits_are_even_over_the_classes():
     assert len(data.test) == 50
     with pytest.raises(DataError, match=r"data\.train_limit=9999: only"):
         open_data(DataConfig(train_limit=9999), seed=0)
+    with pytest.raises(DataError, match=r"data\.train_limit=9: there are 10 classes"):
+        open_data(DataConfig(train_limit=9), seed=0)
+
+
+def in_memory(channels):
+    count = 12
+    images = Images(lambda index: torch.full((channels, 4, 4), index, dtype=torch.uint8), torch.arange(count) % 2)
+    return Source(images, images, ("a", "b"))
+
+
+def test_images_have_the_channels_that_are_set():
+    config = DataConfig(image_size=4)
+    assert open_data(replace(config, channels=1), 0, in_memory(3)).train[0]["inputs"].shape == (1, 4, 4)
+    assert open_data(replace(config, channels=4), 0, in_memory(4)).train[0]["inputs"].shape == (4, 4, 4)
+    with pytest.raises(DataError, match=r"images have 4 channels, data\.channels is 3; set it to 4"):
+        _ = open_data(config, 0, in_memory(4)).train[0]
+    for change in ({"channels": 1, "mean": (0.1, 0.2, 0.3)}, {"channels": 0}):
+        with pytest.raises(ConfigError, match=r"data\.(mean|channels)="):
+            DataConfig(**change)
 
 
 def test_orders_are_permutations_that_can_be_entered_anywhere():
@@ -113,6 +132,10 @@ def test_fashion_mnist_packed_or_not(tmp_path):
     )
     torch.testing.assert_close(data.test[7]["inputs"][1] * 255, torch.from_numpy(pixels[7]).float())
     assert data.test[7]["labels"] == 7
+    for name, content in (("t10k-labels-idx1-ubyte", idx(labels)[:30]), ("t10k-images-idx3-ubyte.gz", b"no gzip")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name} is damaged"):
+            open_data(DataConfig(name="fashion_mnist", root=str(tmp_path), image_size=28), seed=0)
 
 
 def test_an_image_folder(tmp_path):
@@ -171,6 +194,47 @@ def colours(config):
     pictures = [Image.new(mode, (8, 8), value) for mode, value in (("RGB", (255, 0, 0)), ("L", 128))]
     pairs = [(pictures[i % 2], i % 2) for i in range(20)]
     return Source.from_datasets(pairs, pairs)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.zeros(4, 3, 2, 2), [1, 2, 3, -1], r"train has labels from -1 to 3, and there are 4 classes"),
+        (torch.zeros(4, 3, 2, 2), np.eye(4), r"is no pair of an image and a number"),
+        (torch.zeros(4, 2, 2), [0, 0, 1, 1], r"an image of shape 2x2"),
+        (torch.full((4, 3, 2, 2), 255.0), [0, 0, 1, 1], r"values from 255 to 255; give bytes, or floats in \[0, 1\]"),
+        (torch.zeros(4, 3, 2, 2, dtype=torch.int64), [0, 0, 1, 1], r"of torch.int64; give bytes, or floats"),
+        (np.zeros((4, 3, 2, 2)), [0, 0, 1, 1], r"a ndarray; give PIL's images, or tensors"),
+        (torch.zeros(0, 3, 2, 2), [], r"train holds no images"),
+    ],
+)
+def test_a_data_set_that_is_none_is_refused_in_a_line(images, labels, words):
+    pairs = list(zip(images, labels, strict=True))
+    with pytest.raises(DataError, match=words):
+        _ = open_data(DataConfig(image_size=2), 0, Source.from_datasets(pairs, pairs)).train[0]
+
+
+def test_labels_fit_the_classes_and_the_images():
+    pairs = [(torch.zeros(3, 2, 2), index % 3) for index in range(9)]
+    with pytest.raises(DataError, match="train has labels from 0 to 2, and there are 2 classes"):
+        Source.from_datasets(pairs, pairs, ("a", "b"))
+    targeted = type("Targeted", (list,), {"targets": [0, 1]})(pairs)
+    with pytest.raises(DataError, match="2 targets for 9 images"):
+        Source.from_datasets(targeted, pairs)
+
+
+def test_sixteen_bits_of_ones_own_are_scaled():
+    deep = Image.fromarray(np.full((4, 4), 128 * 257, dtype=np.uint16))
+    source = Source.from_datasets([(deep, 0), (deep, 1)] * 2, [(deep, 0)])
+    assert source.train.get(0).unique().tolist() == [128]
+
+
+def test_classes_without_training_images_are_named(caplog):
+    pairs = [(torch.zeros(3, 2, 2), label) for label in (0, 0, 2, 2)]
+    with caplog.at_level("WARNING", logger="redistill"):
+        open_data(DataConfig(image_size=2), 0, Source.from_datasets(pairs, pairs))
+    assert "1 classes have no training image: 1" in caplog.text
+    assert "validation" not in caplog.text
 
 
 def no_source(config):

@@ -112,6 +112,24 @@ def test_a_cache_that_cannot_be_written_is_done_without(config, root, tmp_path, 
     assert "data.cache" in caplog.text
 
 
+def test_a_picture_changed_behind_its_date_is_decoded_anew(config, root):
+    path = root / "test" / "dog" / "1.png"
+    state, before = path.stat(), open_data(config, 0).test[3]["inputs"]
+    draw(path, seed=99)
+    path.write_bytes(path.read_bytes()[: state.st_size].ljust(state.st_size, b"\0"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not torch.equal(open_data(config, 0).test[3]["inputs"], before)
+
+
+@pytest.mark.parametrize(("name", "content"), [("pixels.bin", b""), ("index.json", b"{"), ("index.json", b"{}")])
+def test_a_damaged_cache_is_made_anew(config, root, name, content):
+    before = open_data(config, 0).test[3]["inputs"]
+    for path in (root.parent / "cache").glob(f"*/*/{name}"):
+        path.write_bytes(content)
+    assert torch.equal(open_data(config, 0).test[3]["inputs"], before)
+    assert all(path.stat().st_size > 9 for path in (root.parent / "cache").glob(f"*/*/{name}"))
+
+
 # --- damaged pictures
 
 
@@ -137,15 +155,47 @@ def test_without_a_cache_it_is_named_when_it_is_reached(config, root):
     data = open_data(replace(config, cache="none"), 0)
     with pytest.raises(DataError, match=r"dog/1\.png cannot be read"):
         data.test[3]
+    skipping = open_data(replace(config, cache="none", damaged="skip"), 0)
+    assert skipping.test.labels.tolist() == [0, 0, 1]
 
 
 # --- layouts
+
+
+def test_hidden_folders_circles_and_odd_names_are_gone_through(config, root):
+    counted = len(open_data(config, 0).train)
+    draw(root / "train" / "cat" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    os.symlink(root / "train" / "dog", root / "train" / "dog" / "again")
+    os.mkfifo(root / "train" / "dog" / "pipe.png")
+    os.rename(root / "train" / "dog" / "0.png", os.fsencode(root / "train" / "dog") + b"/\xff.png")
+    assert len(open_data(config, 0).train) == counted
+    for part in ("train", "test"):
+        (root / part).rename(root / part.upper())
+    assert len(open_data(config, 0).train) == counted
+
+
+def test_a_folder_that_may_not_be_read_is_named(config, root, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"train/cat cannot be read as a folder \(Permission denied\)"):
+        open_data(config, 0)
 
 
 def test_grey_is_grey(config):
     assert open_data(replace(config, channels=1), 0).train[0]["inputs"].shape == (1, 8, 8)
     with pytest.raises(ConfigError, match=r"data\.channels=4"):
         open_data(replace(config, channels=4), 0)
+
+
+def test_lab_is_made_grey_too(tmp_path):
+    Image.new("LAB", (4, 4), (200, 128, 128)).save(tmp_path / "lab.tif")
+    assert decode(tmp_path / "lab.tif", 1).shape == (1, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +205,8 @@ def test_grey_is_grey(config):
         (lambda root: draw(root / "test" / "eel" / "0.png"), "has a class 'eel' that"),
         (lambda root: [(root / p / "eel").mkdir() for p in ("train", "test")], "has no picture of a class 'eel'"),
         (lambda root: (root / "test").rename(root / "held_out"), "has no folder 'test' or 'val'"),
+        (lambda root: (root / "train").rename(root / "pictures"), "has a folder 'test' and none 'train'"),
+        (lambda root: os.symlink("nowhere.png", root / "train" / "cat" / "x.png"), "1 of 13 pictures cannot be read"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused_in_a_line(config, root, change, message):
@@ -214,6 +266,14 @@ def test_pictures_without_classes_are_learnt_from_the_teacher_alone(command, roo
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["teacher"]["test"]["top1"] == 100.0
     assert 0 <= summary["last"]["test"]["top1"] <= 100
+
+
+def test_held_out_pictures_without_classes_are_needed_where_their_folder_is_there(config, tmp_path):
+    for index in range(8):
+        draw(tmp_path / "loose" / "train" / f"{index}.png", seed=index)
+    (tmp_path / "loose" / "val").mkdir()
+    with pytest.raises(DataError, match="val holds no pictures"):
+        open_data(replace(config, root=str(tmp_path / "loose")), 0)
 
 
 def test_one_class_is_refused_by_a_classifier(command, root, capsys):
