@@ -27,6 +27,13 @@ Raw = dict[str, Any]
 BASE = "base"
 CLASSIFIER = "classifier"
 """The trainer of files that name none."""
+COMMANDS = {"classifier": "redistill train", "denoiser": "redistill train-denoiser", "comparison": "redistill compare"}
+"""What takes a trainer's files."""
+_TELLING = {"denoiser": {"diffusion", "sampling"}, "comparison": {"experiment", "grids"}, "classifier": {"targets"}}
+"""Sections that one trainer's files alone have."""
+_OF_EXPERIMENTS = {"data", "teacher", "student", "distillation", "recipe"}
+_OF_A_RUN = {"config", "versions"}
+"""The keys of the file that a run keeps its configuration in."""
 MOST_FILES = 32
 """That one configuration may build on."""
 REPLACED = "methods"
@@ -34,20 +41,34 @@ REPLACED = "methods"
 
 
 def load(kind: type[Config], name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a packaged experiment or a file, apply `a.b=value` overrides, and check every key and type."""
-    return read(kind, override(read_file(name), overrides))
+    """Read a packaged experiment or a file, apply `a.b=value` overrides, and check every key and type.
+
+    Raises:
+        ConfigError: also where the file is for another trainer.
+    """
+    raw = read_file(name)
+    own: str | None = getattr(kind, "trainer", None)
+    other = find_trainer(raw, CLASSIFIER if own == "comparison" and raw.keys() & _OF_EXPERIMENTS else own)
+    if other != own and other in COMMANDS:
+        raise ConfigError(f"{name} is for `{COMMANDS[other]}`: it configures a {other}, and here a {own} is wanted")
+    return read(kind, override(raw, overrides))
+
+
+def find_trainer(raw: Raw, default: str | None = CLASSIFIER) -> Any:
+    """The trainer that a file names, or that its sections tell of."""
+    return raw.get("trainer", next((name for name, keys in _TELLING.items() if keys & raw.keys()), default))
 
 
 def packaged(trainer: str | None = None) -> dict[str, str]:
     """The packaged experiments, of one trainer or all: name to its one-line description (the file's first comment)."""
     root = _package_folder()
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml") if path.name[0] != "_")
-    chosen = [name for name in names if trainer in (None, read_file(name).get("trainer", CLASSIFIER))]
+    chosen = [name for name in names if trainer in (None, find_trainer(read_file(name)))]
     return {name: (root / name).read_text().splitlines()[0].lstrip("# ").strip() for name in chosen}
 
 
 def read_file(name: str) -> Raw:
-    """The mapping of a file, merged over that of its base.
+    """The mapping of a file, merged over that of its base; a run's ``config.yaml`` is one too.
 
     Raises:
         ConfigError: it is missing or no mapping, names itself as its base, or has more bases than anyone needs.
@@ -70,6 +91,8 @@ def _read_file(name: str, known: dict[Path, Raw | None]) -> Raw:
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds a {type(raw).__name__}; a configuration is a mapping of sections")
+    if raw.keys() == _OF_A_RUN and isinstance(raw["config"], dict):
+        raw = raw["config"]
     known[path] = found = merge(_bases(path, raw.pop(BASE, None), known), raw)
     return found
 

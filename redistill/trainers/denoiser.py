@@ -87,7 +87,8 @@ class DenoiserExperiment(Experiment[DenoiserConfig]):
         classes = f", num_classes={self.data.classes}" if self.config.diffusion.conditional else ""
         return (
             "it must take images and timesteps and return the images' shape: write the spec for "
-            f"{data.channels} channels{classes} and set data.image_size to a side that its levels can halve"
+            f"{data.channels} channels{classes} and set data.image_size to a side that its levels can halve; "
+            "classifiers are for `redistill train`"
         )
 
 

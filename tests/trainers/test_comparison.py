@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from redistill.config.files import packaged
-from redistill.errors import TapError
+from redistill.config.files import packaged, resolved
+from redistill.config.settings import RunConfig
+from redistill.errors import CheckpointError, RedistillError, TapError
 from redistill.studies.comparison import classifiers as accuracy
 from redistill.studies.comparison.__main__ import choose_judge, read_comparison
 from redistill.studies.comparison.classifiers import REFERENCE, AccuracyJudge, recovered
@@ -16,6 +17,7 @@ from redistill.studies.comparison.frontier import best_of_students, times_less
 from redistill.studies.comparison.making import compare, finish_together
 from redistill.studies.comparison.runs import ComparisonConfig, GridConfig, Result, Row, rows
 from redistill.studies.comparison.tables import render_table
+from redistill.trainers.folder import RunFolder
 
 GRID = GridConfig(
     plans={"4x": ("student.budget=4x",), "8x": ("student.budget=8x",)},
@@ -234,3 +236,43 @@ def test_what_does_not_go_together_is_named_below_the_table(tmp_path, monkeypatc
     table = (tmp_path / "table.md").read_text()
     assert "- 4x-scratch-reentry: reentry: the grids never meet" in table
     assert table.count("never meet") == 4
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({"methods": ("kdd",)}, "did you mean 'kd'"),
+        ({"methods": ("nowhere:Method",)}, "--trust"),
+        ({"plans": {"4x": ("student.bugdet=4x",)}}, "did you mean 'budget'"),
+        ({"plans": {"4x": ("student.budget=4y",)}}, "cannot read the budget '4y'"),
+        ({"plans": {"4 x": ("student.budget=4x",), "4_x": ("student.budget=3x",)}}, "two rows are named 4_x"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_at_the_start(grid, words, tmp_path):
+    with pytest.raises(RedistillError, match=words):
+        AccuracyJudge(replace(CONFIG, grids=(replace(GRID, **grid),)), tmp_path).check()
+
+
+def test_finished_runs_of_other_settings_are_no_part_of_a_comparison(tmp_path):
+    judge = AccuracyJudge(CONFIG, tmp_path)
+    row = rows(CONFIG, judge.reference)[1]
+    folder = RunFolder(judge.place(row, 1))
+    folder.path.mkdir(parents=True)
+    folder.summary.write_text("{}")
+    made = resolved(replace(judge.settings(row, 1), run=RunConfig(folder="elsewhere", seed=1)))
+    folder.write_config({key: value for key, value in made.items() if key != "quantization"}, {})
+    judge.check()
+    changed = AccuracyJudge(replace(CONFIG, settings=("recipe.epochs=77",)), tmp_path)
+    with pytest.raises(CheckpointError, match=r"seed-1 was made otherwise: recipe\.epochs \(\d+, then 77\)"):
+        changed.check()
+
+
+def test_a_table_needs_a_finished_run_though_not_the_reference(tmp_path):
+    judge = AccuracyJudge(CONFIG, tmp_path)
+    with pytest.raises(CheckpointError, match="no run of this comparison is done in"):
+        compare(judge, only_finished=True)
+    assert not list(tmp_path.iterdir())
+    place = judge.place(rows(CONFIG, judge.reference)[2], 0)
+    place.mkdir(parents=True)
+    (place / "summary.json").write_text(json.dumps({"last": {"test": {"top1": 80.0}}}))
+    assert len(compare(judge, only_finished=True)) == 1

@@ -3,10 +3,13 @@
 import pytest
 import yaml
 
+from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import differences, load, packaged, read, resolved
 from redistill.config.settings import ClassifierConfig
 from redistill.distillation import METHODS, Distillation
 from redistill.errors import ConfigError
+from redistill.studies.comparison.runs import ComparisonConfig
+from redistill.trainers.folder import RunFolder
 
 
 def write(folder, name, text):
@@ -55,6 +58,42 @@ def test_a_base_is_changed_section_by_section_and_its_methods_as_a_whole(tmp_pat
     config = load(ClassifierConfig, path)
     assert (config.run.seed, config.run.keep, config.distillation.task) == (4, 5, 0.5)
     assert config.distillation.methods == {"kd": {}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "command"),
+    [
+        (ClassifierConfig, "cifar10/ddpm-cpu.yaml", "train-denoiser"),
+        (ClassifierConfig, "cifar10/ddpm_comparison.yaml", "compare"),
+        (DenoiserConfig, "digits/ddpm_smoke.yaml", None),
+        (DenoiserConfig, "fashion_mnist/comparison.yaml", "compare"),
+        (ComparisonConfig, "digits/ddpm_smoke.yaml", "train-denoiser"),
+        (ComparisonConfig, "digits/smoke.yaml", "train"),
+        (ClassifierConfig, "sampling: {steps: 3}", "train-denoiser"),
+        (ClassifierConfig, "grids: []", "compare"),
+        (DenoiserConfig, "targets: {}", "train"),
+        (DenoiserConfig, "run: {seed: 1}", None),
+    ],
+)
+def test_a_file_of_another_trainer_names_the_command(kind, name, command, tmp_path):
+    name = write(tmp_path, "a.yaml", name) if ": " in name else name
+    if command is None:
+        assert load(kind, name)
+        return
+    with pytest.raises(ConfigError, match=rf"is for `redistill {command}`"):
+        load(kind, name)
+
+
+def test_the_configuration_that_a_run_keeps_is_one(tmp_path):
+    config = load(ClassifierConfig, "digits/smoke.yaml", ["run.seed=5"])
+    RunFolder(tmp_path).write_config(resolved(config), {"torch": "2"})
+    assert load(ClassifierConfig, str(tmp_path / "config.yaml")) == config
+
+
+def test_long_lists_of_what_there_is_are_cut():
+    with pytest.raises(ConfigError, match=r"choose from celeba/.*yaml and \d+ more$") as caught:
+        load(ClassifierConfig, "zzzzzz")
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from redistill.cli import add_trust_option, positive, run
-from redistill.config.files import load, packaged, read_file
+from redistill.config.files import find_trainer, load, packaged, read_file
 from redistill.errors import ConfigError
 from redistill.studies.comparison.classifiers import AccuracyJudge
 from redistill.studies.comparison.making import TABLE, compare, finish_together
@@ -41,7 +41,7 @@ def read_comparison(name: str, assignments: Sequence[str]) -> ComparisonConfig:
 
 def choose_judge(config: ComparisonConfig, folder: Path, trust: bool = False) -> Judge:
     """The judge of the experiment's trainer."""
-    if read_file(config.experiment).get("trainer") != "denoiser":
+    if find_trainer(read_file(config.experiment)) != "denoiser":
         return AccuracyJudge(config, folder, trust=trust)
     from redistill.studies.comparison.denoisers import ImageJudge
 
@@ -80,6 +80,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     logging.getLogger("redistill").setLevel(logging.INFO)
     try:
         judge = choose_judge(read_comparison(options.config, options.set), Path(options.folder), options.trust)
+        judge.check()
         if options.jobs > 1 and not options.table:
             finish_together(judge, options.jobs)
         compare(judge, only_finished=options.table)

@@ -41,7 +41,7 @@ class AccuracyJudge(Judge):
 
     def draw(self, results: Sequence[Result]) -> None:
         """Accuracy against plan."""
-        draw_frontier(results, self.folder / "frontier.png")
+        draw_frontier(results, self.reference, self.folder / "frontier.png")
 
 
 def read_scores(place: Path) -> Scores:
@@ -55,10 +55,10 @@ def read_scores(place: Path) -> Scores:
 
 def recovered(result: Result, results: Sequence[Result], baseline: str) -> float | None:
     """(this - plain) / (reference - plain), plain being the same plan from the baseline's start without a method."""
-    reference = next(other for other in results if other.row.methods == REFERENCE)
+    reference = next((other for other in results if other.row.methods == REFERENCE), None)
     row = result.row
     same = [o for o in results if (o.row.plan, o.row.student, o.row.start) == (row.plan, row.student, baseline)]
     plain = next((other for other in same if other.row.methods == PLAIN), None)
-    if plain is None or reference.mean(TOP1) <= plain.mean(TOP1):
+    if reference is None or plain is None or reference.mean(TOP1) <= plain.mean(TOP1):
         return None
     return (result.mean(TOP1) - plain.mean(TOP1)) / (reference.mean(TOP1) - plain.mean(TOP1))

@@ -8,20 +8,22 @@ from pathlib import Path
 
 from redistill.budget import parse_budget
 from redistill.errors import BudgetError
-from redistill.studies.comparison.runs import Result
+from redistill.studies.comparison.runs import Result, Row
 from redistill.studies.comparison.tables import TOP1, VALIDATION
 
 Lines = Mapping[str, Sequence[Result]]
 
 
-def draw_frontier(results: Sequence[Result], path: Path) -> None:
-    """Draw the lines with most plans, the reference (the first result) as a level.
+def draw_frontier(results: Sequence[Result], reference: Row, path: Path) -> None:
+    """Draw the lines with most plans, the reference as a level where it is done.
 
     Where kinds of students are compared, each has the methods and start that are best on the validation set.
     """
     from matplotlib.figure import Figure
 
-    students = sorted(results[1:], key=lambda result: times_less(result.row.plan))
+    students = sorted(
+        (result for result in results if result.row != reference), key=lambda result: times_less(result.row.plan)
+    )
     plans = list(dict.fromkeys(student.row.plan for student in students))
     lines = best_of_students(students) if any(student.row.student for student in students) else by_methods(students)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -30,7 +32,9 @@ def draw_frontier(results: Sequence[Result], path: Path) -> None:
         places, means = [plans.index(point.row.plan) for point in points], [point.mean(TOP1) for point in points]
         axis.errorbar(places, means, [point.spread(TOP1) for point in points], label=label, marker="o", capsize=3)
     axis.set_xticks(range(len(plans)), plans)
-    axis.axhline(results[0].mean(TOP1), color="grey", linestyle="--", label=results[0].row.methods)
+    for result in results:
+        if result.row == reference:
+            axis.axhline(result.mean(TOP1), color="grey", linestyle="--", label=reference.methods)
     axis.set(xlabel="plan, named by the budget of peak activation memory", ylabel="test top-1, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small", loc="lower left")

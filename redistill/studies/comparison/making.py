@@ -106,7 +106,7 @@ def compare(judge: Judge, *, only_finished: bool = False) -> list[Result]:
     re-entry where grids never meet again, is named below the table.
 
     Raises:
-        RedistillError: the reference cannot be made, or a run failed.
+        RedistillError: the reference cannot be made, a run failed, or none is done where nothing is to be run.
     """
     results, left_out = list[Result](), list[str]()
     for row in rows(judge.config, judge.reference):
@@ -122,6 +122,8 @@ def compare(judge: Judge, *, only_finished: bool = False) -> list[Result]:
             results.append(Result(row, scores))
             logger.info("%s: %s", row.name, ", ".join(f"{n} {results[-1].mean(n):.4g}" for n in scores[0]))
             _write(judge, results, left_out)
+    if not results:
+        raise CheckpointError(f"no run of this comparison is done in {judge.folder}; leave --table out to make them")
     _write(judge, results, left_out)
     if processes().is_main_process:
         judge.draw(results)

@@ -12,13 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from redistill.config.files import load
+from redistill.budget import parse_budget
+from redistill.config.files import differences, load, merge, resolved
 from redistill.config.settings import ExperimentConfig
+from redistill.config.trust import check_trust
+from redistill.distillation import Distillation
+from redistill.errors import CheckpointError, ConfigError
 from redistill.trainers.folder import RunFolder
 
 Settings = tuple[str, ...]
 Scores = Mapping[str, float]
 PLAIN = "none"
+_OF_THE_PLACE = ("run.", "teacher.weights", "data.root", "data.download", "data.workers", "data.cache")
+"""What a finished run may have had otherwise: where it lies and where it was made."""
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +150,31 @@ class Judge(ABC):
         common = (f"run.folder={self.place(row, seed)}", f"teacher.weights={teacher}", f"run.seed={seed}")
         return load(self.kind, self.config.experiment, (*self.config.settings, *row.settings, *common))
 
+    def check(self) -> None:
+        """Refuse, before anything is trained, what no run can be made of, and runs that were made otherwise.
+
+        Raises:
+            ConfigError, BudgetError: a setting or a method that there is not, or a budget that is none.
+            CheckpointError: a finished run has other settings.
+        """
+        for row in rows(self.config, self.reference):
+            for seed in self.seeds(row):
+                settings = self.settings(row, seed)
+                check_trust(settings, "the comparison", self.trust)
+                Distillation(settings.distillation.methods)
+                if settings.student.budget is not None:
+                    parse_budget(settings.student.budget)
+                self._check_kept(row, seed, settings)
+
+    def _check_kept(self, row: Row, seed: int, settings: Any) -> None:
+        folder = RunFolder(self.place(row, seed))
+        if not (folder.summary.is_file() and folder.config.is_file()):
+            return
+        kept, wanted = folder.read_config(), resolved(settings)
+        changed = [text for text in differences(merge(wanted, kept), wanted) if not text.startswith(_OF_THE_PLACE)]
+        if changed:
+            raise CheckpointError(f"{folder.path} was made otherwise: {changed[0]}; set --folder, or that back")
+
     def finish(self, row: Row, seed: int) -> Path:
         """Make a run, or what is left of it, and return its folder."""
         place = self.place(row, seed)
@@ -153,12 +184,17 @@ class Judge(ABC):
 
 
 def rows(config: ComparisonConfig, reference: Row) -> list[Row]:
-    """The reference, then every combination once."""
+    """The reference, then every combination once.
+
+    Raises:
+        ConfigError: two of them would have one folder.
+    """
     found = {reference.name: reference}
     for grid in config.grids:
         named = itertools.product(grid.plans.items(), grid.students.items(), grid.starts.items(), grid.methods)
         for (plan, one), (student, two), (start, three), methods in named:
             settings = (*one, *two, *three, f"distillation.methods={methods}")
             row = Row(plan, start, methods, settings, grid.seeds, student)
-            found.setdefault(row.name, row)
+            if found.setdefault(row.name, row).settings != settings:
+                raise ConfigError(f"grids: two rows are named {row.name} and set different things; rename one")
     return list(found.values())
