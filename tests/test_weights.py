@@ -1,7 +1,9 @@
 """Checkpoints as people have them: wrapped, prefixed, with averages beside; never run, and differences named."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,8 +96,89 @@ def test_averaged_weights_are_taken_on_request(tmp_path, content, place):
         load_model(spec, f"{path}?key={place[:-1]}")
 
 
+def test_parts_of_a_training_module_are_told_apart(tmp_path):
+    first, second, path = state_of(1), state_of(2), tmp_path / "net.ckpt"
+    torch.save({"state_dict": prefixed("model.")(first) | {"criterion.weight": torch.ones(10)}}, path)
+    model = small()
+    load_weights(model, path, "small")
+    assert torch.equal(model.get_parameter("conv1.weight"), first["conv1.weight"])
+    torch.save({"state_dict": prefixed("net.")(first) | prefixed("ema.")(second)}, path)
+    for key, expected in ((None, first), ("state_dict.ema", second)):
+        load_weights(model, path, "small", key)
+        assert torch.equal(model.get_parameter("conv1.weight"), expected["conv1.weight"])
+
+
+def test_counts_of_macs_are_no_weights(tmp_path):
+    torch.save(state_of(1) | {"total_ops": torch.zeros(1), "conv1.total_params": torch.zeros(1)}, tmp_path / "net.pt")
+    load_weights(small(), tmp_path / "net.pt", "small")
+
+
+@pytest.mark.parametrize("name", ["net.bin", "net.safetensors", "net"])
+def test_a_file_is_told_by_what_is_in_it(tmp_path, name):
+    from safetensors.torch import save_file
+
+    for save in (torch.save, save_file):
+        save(state_of(1), tmp_path / name)
+        load_weights(small(), tmp_path / name, "small")
+
+
+def test_shards_are_read_by_their_index(tmp_path):
+    from safetensors.torch import save_file
+
+    state, index = state_of(1), tmp_path / "model.safetensors.index.json"
+    halves = {"a.safetensors": dict([*state.items()][:9]), "b.safetensors": dict([*state.items()][9:])}
+    for name, half in halves.items():
+        save_file(half, tmp_path / name)
+    places = {key: name for name, half in halves.items() for key in half}
+    index.write_text(json.dumps({"weight_map": places}))
+    model = small()
+    load_weights(model, index, "small")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"there is no b\.safetensors beside it"):
+        load_weights(small(), index, "small")
+    for wrong in ({"a": "../a.safetensors"}, {"a": index.name}, ["a"]):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(ModelError, match="it is no index of weights"):
+            load_weights(small(), index, "small")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"weights", "it is no file of torch or safetensors"),
+        (b"PK\3\4 and no more", "it is cut short or damaged"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_named(tmp_path, content, words):
+    (tmp_path / "net.pt").write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        load_weights(small(), tmp_path / "net.pt", "small")
+    with pytest.raises(ModelError, match="is a folder; give the file"):
+        load_model("redistill:cifar_resnet?depth=8", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value * float("nan"), r"no finite numbers, in conv1\.weight"),
+        (lambda value: value.to(torch.int8), r"conv1\.weight is torch\.int8 in the file, torch\.float32 in the model"),
+        (lambda value: value.to("meta"), "Cannot copy out of meta tensor"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(tmp_path, change, words):
+    state = state_of(1)
+    torch.save(state | {"conv1.weight": change(state["conv1.weight"])}, tmp_path / "net.pt")
+    with pytest.raises(ModelError, match=words) as caught:
+        load_weights(small(), tmp_path / "net.pt", "small")
+    assert "\n" not in str(caught.value)
+
+
 def test_options_and_numbers_beside_the_weights_are_read_and_nothing_else(tmp_path):
-    beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(91.5), "seen": np.arange(3)}
+    beside = {"args": argparse.Namespace(lr=0.1, data=Path("/data")), "best": np.float64(91.5), "seen": np.arange(3)}
     torch.save({"state_dict": state_of(1), **beside}, tmp_path / "net.pt")
     load_weights(small(), tmp_path / "net.pt", "small")
     torch.save({"state_dict": state_of(1), "criterion": nn.ReLU()}, tmp_path / "other.pt")

@@ -18,6 +18,8 @@ WRAPPERS = frozenset({"module", "_orig_mod"})
 _NAMED_AT_MOST = 3
 _COUNTER = "num_batches_tracked"
 _AVERAGED = "n_averaged"
+_COUNTED = ("total_ops", "total_params")
+"""What counters of MACs leave in a model that is saved after."""
 
 
 def rename_to_fit(state: State, expected: State) -> dict[str, Tensor]:
@@ -25,11 +27,21 @@ def rename_to_fit(state: State, expected: State) -> dict[str, Tensor]:
 
     Tried in this order, the first that matches most keys is taken: as it is; without the names that wrappers put into
     paths; without a prefix that all keys share (a training module's ``model.``); under a prefix that all of the model's
-    keys share. A counter of batches that the file is too old to have is the model's.
+    keys share. A counter of batches that the file is too old to have is the model's; counts of MACs are left out.
     """
     found = max(_renamings(state, expected), key=lambda renamed: matches(renamed, expected))
     counters = {key: value for key, value in expected.items() if key not in found and _is_counter_of_norm(key, found)}
-    return found | counters
+    return {key: value for key, value in found.items() if key in expected or not key.endswith(_COUNTED)} | counters
+
+
+def below(state: State) -> dict[str, dict[str, Tensor]]:
+    """What a training module saved of each of its parts, by their names, where there are several."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        part, dot, rest = key.partition(".")
+        if dot:
+            parts.setdefault(part, {})[rest] = value
+    return parts if len(parts) > 1 or len(state) > sum(map(len, parts.values())) else {}
 
 
 def matches(state: State, expected: State) -> int:
@@ -76,17 +88,29 @@ def describe_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) 
     """What keeps a state dict from fitting: other shapes, missing and unexpected keys, each with the nearest key."""
     missing = sorted((key for key in expected if key not in found), key=lambda key: key.endswith(_COUNTER))
     unexpected = [key for key in found if key not in expected]
+    both = [(key, found[key], value) for key, value in expected.items() if key in found]
     reshaped = [
-        f"{key} is {_shape(found[key])} in the file, {_shape(value)} in the model"
-        for key, value in expected.items()
-        if key in found and _shape(found[key]) != _shape(value)
+        f"{key} is {_shape(given)} in the file, {_shape(value)} in the model"
+        for key, given, value in both
+        if _shape(given) != _shape(value)
+    ]
+    retyped = [
+        f"{key} is {given.dtype} in the file, {value.dtype} in the model"
+        for key, given, value in both
+        if isinstance(given, Tensor) and isinstance(value, Tensor) and _loses(given, value)
     ]
     parts = [
         _shorten(reshaped, "different shape") if reshaped else "",
+        _shorten(retyped, "different type") if retyped else "",
         f"missing {_shorten(_with_nearest(missing, unexpected, 'the file'), 'key')}" if missing else "",
         f"unexpected {_shorten(_with_nearest(unexpected, missing, 'the model'), 'key')}" if unexpected else "",
     ]
     return "; ".join(filter(None, parts))
+
+
+def _loses(given: Tensor, value: Tensor) -> bool:
+    """Whether numbers of one type would mean something else in another: quantised or complex ones as plain floats."""
+    return value.is_floating_point() and not given.is_floating_point()
 
 
 def _with_nearest(keys: list[str], others: list[str], owner: str) -> list[str]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from redistill.errors import ModelError
-from redistill.models.matching import describe_differences, matches, rename_to_fit
+from redistill.internal.reasons import reason
+from redistill.models.matching import below, describe_differences, matches, rename_to_fit
 from redistill.models.providers import find_torchvision_builder, import_package
 from redistill.models.specs import ModelSpec
 from redistill.models.state_dicts import StateDict, pick, read_state_dicts
@@ -67,6 +68,8 @@ def choose_weights(spec: ModelSpec, weights: str | os.PathLike[str] | None) -> W
     if weights == "pretrained":
         return _choose_pretrained(spec)
     path, key = split_key(weights)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the file of weights in it")
     if not path.is_file():
         raise ModelError(f"no weights file at {path}; give a .safetensors or torch file, 'pretrained' or 'random'")
     return WeightSource("file", str(path) if key is None else f"{path}{KEY}{key}", path=path, key=key)
@@ -103,13 +106,18 @@ def load_weights(model: nn.Module, path: Path, target: str, key: str | None = No
     """Load the state dict in ``path`` into ``model``, strictly; ``target`` names the model in errors.
 
     Of several state dicts in a file the one that fits best is taken, before averaged (EMA) weights that fit as well;
-    ``key`` names another. Prefixes come off by themselves, see :func:`redistill.models.matching.rename_to_fit`.
+    ``key`` names another. Prefixes come off by themselves, see :func:`redistill.models.matching.rename_to_fit`, also of
+    one part of a training module that saved further ones, such as its loss.
 
     Raises:
-        ModelError: a file that cannot be read as weights, or keys or shapes that differ.
+        ModelError: a file that cannot be read as weights, keys or shapes that differ, or values that are no numbers.
     """
     found, expected = read_state_dicts(path), model.state_dict()
     fitted = {place: rename_to_fit(state, expected) for place, state in found.items()}
+    parts = {f"{place}.{name}".lstrip("."): part for place in found for name, part in below(found[place]).items()}
+    if key in parts or not any(_mostly(state, expected) for state in fitted.values()):
+        renamed = {place: rename_to_fit(state, expected) for place, state in parts.items()}
+        fitted |= {place: state for place, state in renamed.items() if place == key or _mostly(state, expected)}
     if key is None:
         key = max(sorted(fitted, key=_is_averaged), key=lambda place: matches(fitted[place], expected))
         _mention_others(path, key, fitted, expected)
@@ -117,7 +125,24 @@ def load_weights(model: nn.Module, path: Path, target: str, key: str | None = No
     differences = describe_differences(expected, state)
     if differences:
         raise ModelError(f"{path} does not fit {target}: {differences}; give that model's own weights")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # tensors that are sparse, or have no values
+        raise ModelError(f"{path} does not fit {target}: {reason(error, 300)}") from error
+    _check_numbers(model, path)
+
+
+def _mostly(state: StateDict, expected: Mapping[str, Tensor]) -> bool:
+    return 2 * matches(state, expected) > len(expected)
+
+
+def _check_numbers(model: nn.Module, path: Path) -> None:
+    """Refuse parameters that are not finite, and buffers that are no numbers; masks may be infinite."""
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    broken += [name for name, value in model.named_buffers() if value.is_floating_point() and value.isnan().any()]
+    if broken:
+        rest = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ModelError(f"{path} holds values that are no finite numbers, in {broken[0]}{rest}; its training diverged")
 
 
 def _is_averaged(place: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from redistill.cli import check_writable
 from redistill.config.files import resolved
 from redistill.config.recipes import RecipeConfig
 from redistill.config.settings import TeacherConfig
@@ -36,7 +37,7 @@ def obtain_teachers(experiment: Experiment[Any]) -> dict[str, nn.Module]:
 
 
 def check_teachers(experiment: Experiment[Any]) -> None:
-    """Refuse, before any teacher is trained, weights that are nowhere.
+    """Refuse, before any teacher is trained, weights that are nowhere, or cannot be written.
 
     Raises:
         ConfigError: naming the setting.
@@ -46,8 +47,14 @@ def check_teachers(experiment: Experiment[Any]) -> None:
             spec = parse_spec(teacher.model)
             if teacher.recipe is None:
                 choose_weights(spec, teacher.weights)
-            elif teacher.start is not None:
+                continue
+            if teacher.start is not None:
                 choose_weights(spec, teacher.start)
+            path = split_key(teacher.weights)[0] if teacher.weights not in (None, "pretrained", "random") else None
+            if path is not None and path.exists():
+                choose_weights(spec, path)
+            elif path is not None:
+                check_writable(str(path))
 
 
 def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: RunFolder) -> nn.Module:

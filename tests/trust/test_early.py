@@ -22,6 +22,8 @@ MODEL = "redistill:mobilenet_v2_strided?num_classes=10&width_mult="
         ("student.taps=/nope", "/nope"),
         ("student.folder=/nope", "/nope"),
         ("teacher.start=/nope", "/nope"),
+        ("teacher.weights=/tmp", "/tmp is a folder; give the file"),
+        ("teacher.weights=/dev/null/a.pt", "/dev/null is not a writable folder"),
         ("teachers={second: {weights: /nope}}", "teachers.second"),
         ("run.folder=../../x\x00", "error"),
     ],
