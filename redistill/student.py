@@ -17,7 +17,7 @@ from redistill.internal.text import format_shapes
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.passes.patch import join_of, lay_patches
 from redistill.planning.patches.plan import PatchPlan
-from redistill.planning.search import PoolingPlan
+from redistill.planning.plan import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import Comparison, render

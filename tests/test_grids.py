@@ -10,9 +10,10 @@ from torch import nn
 
 import redistill
 from redistill.compiler.analysis import analyze
+from redistill.planning.objectives import keep_most_macs
 from redistill.planning.partition import find_stages
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import keep_most_macs, solve
+from redistill.planning.search import solve
 from redistill.tracing.capture import capture
 
 

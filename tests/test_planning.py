@@ -16,16 +16,10 @@ from redistill.compiler.analysis import analyze
 from redistill.errors import PlanError
 from redistill.memory.conventions import DEPLOY
 from redistill.models import load_model
+from redistill.planning.objectives import keep_most_macs, pool_earliest
+from redistill.planning.problem import ConditionalRows, PlanningProblem, plan_from_factors
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import (
-    ConditionalRows,
-    PlanningProblem,
-    keep_most_macs,
-    least_peak,
-    plan_from_factors,
-    pool_earliest,
-    solve,
-)
+from redistill.planning.search import least_peak, solve
 
 CHOICES = ((1,), (1, 2), (1, 2, 4), (1, 4), (1, 2, 4, 8))
 UNIT = 64  # bytes divide by the largest factor squared: every sum below is exact

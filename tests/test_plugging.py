@@ -15,7 +15,7 @@ from redistill.models.red_block import REDBlock
 from redistill.passes.attach_taps import AttachTapsPass
 from redistill.passes.insert_pooling import InsertPoolingPass
 from redistill.passes.reorder import ReorderPass
-from redistill.planning.search import Objective
+from redistill.planning.objectives import Objective
 from redistill.trainers.classifier import ClassifierExperiment
 
 IMAGES = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))

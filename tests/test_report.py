@@ -16,7 +16,7 @@ from redistill.errors import RedistillError
 from redistill.internal.text import shorten
 from redistill.memory.conventions import DEPLOY, GRAPH
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
-from redistill.planning.search import Certificate, PoolingPlan
+from redistill.planning.plan import Certificate, PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report import (

@@ -24,7 +24,7 @@ from redistill.data.calibration import find_preparation, override, read_calibrat
 from redistill.errors import ModelError, PlanError
 from redistill.memory.meter import measure
 from redistill.models.red_block import INITS
-from redistill.planning.search import OBJECTIVES
+from redistill.planning.objectives import OBJECTIVES
 from redistill.report import plot, to_json, write_page
 from redistill.student import Student
 

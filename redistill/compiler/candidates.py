@@ -12,9 +12,11 @@ from redistill.compiler.choosing import Choice, carry_out_within, planning_probl
 from redistill.compiler.levers import carry_out_patched, own_weights, teacher_segmenter
 from redistill.compiler.request import Request
 from redistill.internal.collecting import collecting_only_new
+from redistill.planning.objectives import keep_most_macs
 from redistill.planning.patches.joint import PatchBound, plans_by_score
+from redistill.planning.problem import FACTORS, PlanningProblem
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import FACTORS, PlanningProblem, keep_most_macs, solve
+from redistill.planning.search import solve
 
 MOST = 16
 """Plans that are tried at most."""

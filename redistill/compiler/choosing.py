@@ -14,21 +14,12 @@ from redistill.errors import InfeasibleBudgetError, ModelError, PlanError
 from redistill.internal.plugins import find
 from redistill.internal.text import format_bytes, format_shape
 from redistill.memory.lifetimes import MemoryProfile
+from redistill.planning.objectives import FIDELITY, Objective, as_objective, keep_most_macs, pool_earliest
 from redistill.planning.patches.plan import PatchPlan
+from redistill.planning.plan import Certificate
+from redistill.planning.problem import FACTORS, PlanningProblem, plan_from_factors
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import (
-    FACTORS,
-    FIDELITY,
-    Certificate,
-    Objective,
-    PlanningProblem,
-    as_objective,
-    keep_most_macs,
-    least_peak,
-    plan_from_factors,
-    pool_earliest,
-    solve,
-)
+from redistill.planning.search import least_peak, solve
 from redistill.planning.taps import Grids, Tap, choose_taps, resolve_taps
 from redistill.tracing.copying import clone
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from redistill.compiler.analysis import Analysis
 from redistill.errors import PlanError
 from redistill.memory.lifetimes import MemoryProfile
-from redistill.planning.search import Forbidden, PlanningProblem
+from redistill.planning.problem import Forbidden, PlanningProblem
 
 MAX_SECONDS = 40.0  # a search stops here and says so
 CONVINCING = 3  # plans that fail at one operation with the same factors around it: no other plan with these is tried

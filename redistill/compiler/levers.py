@@ -22,11 +22,12 @@ from redistill.errors import InfeasibleBudgetError, PlanError
 from redistill.internal.collecting import collecting_only_new
 from redistill.internal.text import format_bytes
 from redistill.passes.patch import join_of
+from redistill.planning.objectives import Objective
 from redistill.planning.patches.joint import PatchBound, plans_by_score
 from redistill.planning.patches.network import PatchNetwork
 from redistill.planning.patches.segmenting import COARSE, FINE, Lattice, Segmentation, Segmenter
+from redistill.planning.plan import Certificate
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import Certificate, Objective
 from redistill.tracing.copying import clone
 
 NO_TAPS = "no taps: their RED blocks do not fit"

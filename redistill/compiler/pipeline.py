@@ -23,7 +23,8 @@ from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile, lifetimes, timeline
 from redistill.memory.recording import GraphRecord
 from redistill.partial import note_measured, put_in_place
-from redistill.planning.search import FIDELITY, Objective, PoolingPlan
+from redistill.planning.objectives import FIDELITY, Objective
+from redistill.planning.plan import PoolingPlan
 from redistill.report.data import red_macs
 from redistill.student import Student
 from redistill.tracing.contexts import undisturbed

@@ -11,7 +11,7 @@ from torch import Tensor
 from redistill.compiler.request import Request
 from redistill.memory.lifetimes import MemoryProfile
 from redistill.planning.patches.plan import PatchPlan
-from redistill.planning.search import PoolingPlan
+from redistill.planning.plan import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.tracing.arguments import write_arguments

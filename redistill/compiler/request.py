@@ -14,7 +14,7 @@ from redistill.memory.conventions import CONVENTIONS, DEPLOY, Convention, find_c
 from redistill.memory.lifetimes import check_dtype
 from redistill.models.red_block import INITS
 from redistill.passes.running import Pass, find_passes, pass_name
-from redistill.planning.search import Objective, as_objective
+from redistill.planning.objectives import Objective, as_objective
 from redistill.planning.taps import TapPlaces, read_taps
 
 TAP_WORDS = ("auto", "none")

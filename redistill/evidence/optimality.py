@@ -10,8 +10,10 @@ from redistill.compiler.analysis import analyze
 from redistill.evidence.networks import build, short
 from redistill.internal.tables import Table
 from redistill.memory.conventions import DEPLOY
+from redistill.planning.objectives import keep_most_macs
+from redistill.planning.problem import PlanningProblem
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import PlanningProblem, keep_most_macs, solve
+from redistill.planning.search import solve
 
 NETWORKS = tuple(
     f"torchvision:{name}"

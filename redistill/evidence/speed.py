@@ -16,9 +16,10 @@ from redistill.internal.tables import Table
 from redistill.memory.conventions import DEPLOY
 from redistill.memory.profiling import profile_record
 from redistill.planning.crossings import find_crossings
+from redistill.planning.objectives import keep_most_macs
 from redistill.planning.partition import find_stages
 from redistill.planning.scaling import ScalingModel, candidate_factors
-from redistill.planning.search import keep_most_macs, solve
+from redistill.planning.search import solve
 from redistill.tracing.capture import capture
 
 NETWORKS = tuple(

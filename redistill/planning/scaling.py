@@ -12,8 +12,8 @@ from redistill.memory.lifetimes import Buffer, lifetimes
 from redistill.memory.recording import GraphRecord, Storage
 from redistill.planning.crossings import SIDES, Crossing
 from redistill.planning.growth import growth_exponent
+from redistill.planning.problem import BETWEEN, FACTORS, ConditionalRows, Matrix, PlanningProblem
 from redistill.planning.red_overhead import red_overhead
-from redistill.planning.search import BETWEEN, FACTORS, ConditionalRows, Matrix, PlanningProblem
 from redistill.planning.stages import StageGraph, Transition, coarse
 from redistill.planning.taps import tap_activity, tap_name
 

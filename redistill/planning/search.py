@@ -1,147 +1,16 @@
-"""Planning: the best pooling plan under a budget, found exactly.
-
-With A[t, s](d) the bytes alive at step t that belong to stage s at pooling factor d, and M[s](d) its operations,
-
-    peak(d) = max_t sum_s A[t, s](d_s)          MACs(d) = sum_s M[s](d_s)
-
-so a plan is judged by adding a few vectors, and branch and bound over the lattice of plans is exact and quick.
-"""
+"""The best pooling plan under a budget, found exactly by branch and bound over the lattice of plans."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
-from typing import Any
 
 import numpy as np
 
-from redistill.errors import ModelError, PlanError
-from redistill.internal.text import MIB
-
-FACTORS = (1, 2, 4, 8, 16)
-BETWEEN = (3, 5, 6)  # factors for grids that they divide: on others a side rounded up would meet one that is not
-Matrix = np.ndarray  # choices x steps
-Forbidden = frozenset[tuple[tuple[int, int], ...]]  # choices (stage, index) that do not go together
-
-
-@dataclass(frozen=True)
-class ConditionalRows:
-    """Steps that exist only for some pairs of factors: a tap where the student changes its grid, a tail's shuffle."""
-
-    name: str
-    source: int
-    target: int
-    active: np.ndarray  # choices of source x choices of target, boolean
-    usage: tuple[Matrix, ...]  # for each stage: choices x steps
-
-
-@dataclass(frozen=True)
-class PlanningProblem:
-    """The optimisation alone, free of graphs: stages by index, their choices of factor, bytes, operations, legality."""
-
-    choices: tuple[tuple[int, ...], ...]
-    constant: np.ndarray  # bytes at each step that no factor changes
-    usage: tuple[Matrix, ...]  # for each stage: choices x steps, bytes
-    macs: tuple[np.ndarray, ...]  # for each stage: choices
-    legal: dict[tuple[int, int], np.ndarray]  # (source, target): choices x choices, boolean
-    conditional: tuple[ConditionalRows, ...] = ()
-    excluded: frozenset[tuple[int, ...]] = frozenset()  # plans that turned out not to fit when carried out
-    forbidden: Forbidden = frozenset()  # parts of plans that turned out not to fit
-
-    @property
-    def size(self) -> int:
-        """Number of plans in the lattice, legal or not."""
-        return math.prod(len(c) for c in self.choices)
-
-    def peak(self, plan: Sequence[int]) -> float:
-        """Peak bytes of a complete plan, given as an index into each stage's choices."""
-        total = self.constant + sum(u[i] for u, i in zip(self.usage, plan, strict=True))
-        peak = float(total.max(initial=0))
-        for rows in self.conditional:
-            if rows.active[plan[rows.source], plan[rows.target]]:
-                steps = sum(u[i] for u, i in zip(rows.usage, plan, strict=True))
-                peak = max(peak, float(np.max(steps, initial=0)))
-        return peak
-
-    def total_macs(self, plan: Sequence[int]) -> float:
-        """Multiply-accumulates of a complete plan."""
-        return float(sum(m[i] for m, i in zip(self.macs, plan, strict=True)))
-
-    def pooling(self, plan: Sequence[int]) -> int:
-        """How much is pooled in all: the product of the factors of a complete plan."""
-        return math.prod(self.factors(plan))
-
-    def is_legal(self, plan: Sequence[int]) -> bool:
-        """Whether every transition can be given the stride the plan asks for."""
-        if tuple(plan) in self.excluded or any(all(plan[s] == i for s, i in part) for part in self.forbidden):
-            return False
-        return all(table[plan[a], plan[b]] for (a, b), table in self.legal.items())
-
-    def enumerate(self) -> Iterator[tuple[int, ...]]:
-        """Every legal plan: the exhaustive search that the exact one is tested against."""
-        return (plan for plan in product(*(range(len(c)) for c in self.choices)) if self.is_legal(plan))
-
-    def factors(self, plan: Sequence[int]) -> tuple[int, ...]:
-        """The plan as pooling factors."""
-        return tuple(c[i] for c, i in zip(self.choices, plan, strict=True))
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What makes one feasible plan better than another: a score added over stages.
-
-    ``falling`` rules out a factor larger than that of the stage before, but for the stems.
-    """
-
-    name: str
-    scores: Callable[[PlanningProblem], tuple[np.ndarray, ...]]
-    falling: bool = False
-    stems: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Why no better plan of the lattice fits: the search visited ``visited`` nodes and ruled the rest out by bounds.
-
-    ``excluded`` better plans were carried out and found not to hold (an operation could not take its stride, or grids
-    that do not divide made the graph a little larger than the plan).
-    """
-
-    lattice: int
-    visited: int
-    best_score: float
-    excluded: int = 0
-
-    def __str__(self) -> str:
-        also = f", {self.excluded} better ones did not hold when carried out" if self.excluded else ""
-        return f"optimal among {self.lattice} plans (proved by visiting {self.visited} nodes of the search tree{also})"
-
-
-@dataclass(frozen=True)
-class PoolingPlan:
-    """A plan as a user sees it: one factor a stage in data-flow order, and what it reaches once carried out.
-
-    ``factors`` speaks of the free stages, ``by_stage`` of all of them; ``peak_bytes`` is that of the rewritten graph,
-    RED blocks included; ``macs_kept`` is what is left of the teacher's own multiply-accumulates, without
-    what RED blocks add and what patches compute twice.
-    """
-
-    factors: tuple[int, ...]
-    by_stage: tuple[int, ...]
-    peak_bytes: int
-    macs_kept: float
-    objective: str
-    limit: int | None
-    certificate: Certificate | None
-    teacher_bytes: int = 0
-    convention: str = "deploy"
-
-    def __str__(self) -> str:
-        factors = ", ".join(map(str, self.factors)) or "no factors"
-        sizes = f"{self.teacher_bytes / MIB:.3f} -> {self.peak_bytes / MIB:.3f} MiB"
-        return f"{factors}: {sizes} ({self.convention}), {self.macs_kept:.0%} of the MACs".replace("%", " %")
+from redistill.planning.objectives import Objective, allowed_pairs, keep_most_macs, score_choices
+from redistill.planning.plan import Certificate
+from redistill.planning.problem import ConditionalRows, Matrix, PlanningProblem
 
 
 @dataclass(frozen=True)
@@ -153,61 +22,14 @@ class Solution:
     certificate: Certificate = field(compare=False)
 
 
-def keep_most_macs() -> Objective:
-    """The student that computes most is, in practice, the most accurate."""
-    return Objective("macs", lambda problem: problem.macs)
-
-
-def pool_earliest(stems: Sequence[int]) -> Objective:
-    """As the paper does: all pooling into the stem, as little as will do, and given back as late as strides allow."""
-
-    def scores(problem: PlanningProblem) -> tuple[np.ndarray, ...]:
-        weight = 16.0 * len(problem.choices)
-        return tuple(np.log2(c) * (-weight if s in stems else 1.0) for s, c in enumerate(problem.choices))
-
-    return Objective("earliest", scores, falling=True, stems=frozenset(stems))
-
-
-FIDELITY = "fidelity"
-OBJECTIVES = ("macs", "earliest", FIDELITY)
-
-
-def as_objective(given: Any) -> Objective:
-    """Take an objective, or a function that gives its scores: of a problem, one array for each stage's choices.
-
-    Raises:
-        ModelError: neither.
-
-    Example:
-        >>> as_objective(lambda problem: problem.macs).name
-        '<lambda>'
-    """
-    if isinstance(given, Objective):
-        return given
-    if not callable(given):
-        raise ModelError(f"{given!r} is no objective; give a word, an Objective, or a function that gives its scores")
-    return Objective(getattr(given, "__name__", type(given).__name__), given)
-
-
 def solve(problem: PlanningProblem, limit: float, objective: Objective) -> Solution | None:
     """The feasible plan of highest score, ties going to the one that pools least; None if none fits.
 
     A map that nothing computes on (resized again, say) has no score, and no reason to lose its cells. Further ties go
     to the lower peak, then to pooling earlier.
     """
-    search = _Search(problem, _scores(problem, objective), _allowed(problem, objective))
+    search = _Search(problem, score_choices(problem, objective), allowed_pairs(problem, objective))
     return search.run(limit)
-
-
-def _scores(problem: PlanningProblem, objective: Objective) -> tuple[np.ndarray, ...]:
-    found = tuple(np.asarray(scores, dtype=float) for scores in objective.scores(problem))
-    wanted = [(len(choices),) for choices in problem.choices]
-    if [scores.shape for scores in found] != wanted:
-        raise ModelError(
-            f"the objective {objective.name} must give one score for each choice of each stage, "
-            f"arrays of {wanted}, and gives {[scores.shape for scores in found]}"
-        )
-    return found
 
 
 def least_peak(problem: PlanningProblem) -> Solution | None:
@@ -218,16 +40,6 @@ def least_peak(problem: PlanningProblem) -> Solution | None:
     coarse_first = tuple(np.array(choices, dtype=float) for choices in problem.choices)
     found = _Search(problem, coarse_first, problem.legal, shrink=True).run(math.inf)
     return found and solve(problem, found.peak_bytes, keep_most_macs())
-
-
-def _allowed(problem: PlanningProblem, objective: Objective) -> dict[tuple[int, int], np.ndarray]:
-    if not objective.falling:
-        return problem.legal
-    tables = dict(problem.legal)
-    for (a, b), table in problem.legal.items():
-        if a < b and b not in objective.stems:
-            tables[a, b] = table & (np.array(problem.choices[b])[None, :] <= np.array(problem.choices[a])[:, None])
-    return tables
 
 
 class _Search:
@@ -380,23 +192,3 @@ def _without_dominated_steps(problem: PlanningProblem) -> tuple[np.ndarray, list
     splits = np.cumsum([1, *(len(u) for u in problem.usage)])[:-1]
     constant, *usage = np.split(columns, splits)
     return constant[0], usage
-
-
-def plan_from_factors(problem: PlanningProblem, factors: Sequence[int], names: Sequence[str]) -> tuple[int, ...]:
-    """The plan with exactly these factors.
-
-    Raises:
-        PlanError: a factor that its stage does not allow, or a pair no transition can take; the stage is named.
-    """
-    plan = []
-    for factor, choices, name in zip(factors, problem.choices, names, strict=True):
-        if factor not in choices:
-            raise PlanError(f"stage {name} cannot take factor {factor}; it allows {', '.join(map(str, choices))}")
-        plan.append(choices.index(factor))
-    for (a, b), table in problem.legal.items():
-        if not table[plan[a], plan[b]]:
-            raise PlanError(
-                f"no stride leads from {names[a]} at factor {factors[a]} to {names[b]} at factor {factors[b]}; "
-                "from one stage to the next a factor can fall by no more than the stride between them"
-            )
-    return tuple(plan)

@@ -15,7 +15,7 @@ import torch
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import MemoryProfile, Step
 from redistill.planning.patches.plan import PatchPlan
-from redistill.planning.search import PoolingPlan
+from redistill.planning.plan import PoolingPlan
 from redistill.planning.stages import Stage
 from redistill.planning.taps import Tap
 from redistill.report.tiles import origin_of, tile_of

@@ -6,7 +6,7 @@ from redistill.internal.text import format_bytes, format_count, format_shape, fo
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
 from redistill.planning.patches.plan import PatchPlan
-from redistill.planning.search import PoolingPlan
+from redistill.planning.plan import PoolingPlan
 from redistill.report.tiles import tile_of
 
 

@@ -22,7 +22,7 @@ from redistill.internal.plugins import is_path
 from redistill.internal.suggestions import suggest
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights
-from redistill.planning.search import FIDELITY, OBJECTIVES
+from redistill.planning.objectives import FIDELITY, OBJECTIVES
 from redistill.trainers.acceleration import processes
 from redistill.trainers.baselines import LEVERS
 from redistill.trainers.checkpoint import save_weights

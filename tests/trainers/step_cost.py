@@ -37,11 +37,21 @@ def least(*steps):
     return tuple(1e3 * min(times[1:]) for times in found)
 
 
-def measure(spec, size, batch, methods):
-    """Milliseconds of a distillation step, and of the teacher's forward and the plain student's step."""
-    settings = [f"teacher.model={spec}", f"data.image_size={size}", f"distillation.methods={methods}"]
+def prepare(spec, size, batch, methods, *settings):
+    """A distillation task on random images, the batch, and what steps on a loss."""
     taps = "student.taps=auto" if "red" in methods.split("+") else "student.taps=none"
-    config = load(ClassifierConfig, "digits/smoke.yaml", [*settings, taps, "student.recalibrate=0"])
+    config = load(
+        ClassifierConfig,
+        "digits/smoke.yaml",
+        [
+            f"teacher.model={spec}",
+            f"data.image_size={size}",
+            f"distillation.methods={methods}",
+            taps,
+            "student.recalibrate=0",
+            *settings,
+        ],
+    )
     experiment, teacher = ClassifierExperiment(config, Path("unused")), load_model(spec, "random")
     student = obtain_student(experiment, teacher)
     task = experiment.make_task(experiment.make_distiller(student, {MAIN: teacher})).train()
@@ -53,13 +63,20 @@ def measure(spec, size, batch, methods):
         optimizer.step()
         optimizer.zero_grad()
 
+    return task, {"inputs": images, "labels": labels, "indices": torch.arange(batch)}, step_on, teacher
+
+
+def measure(spec, size, batch, methods):
+    """Milliseconds of a distillation step, and of the teacher's forward and the plain student's step."""
+    task, pictures, step_on, teacher = prepare(spec, size, batch, methods)
+
     def distil():
-        step_on(sum(task({"inputs": images, "labels": labels, "indices": torch.arange(batch)}).values()))
+        step_on(sum(task(pictures).values()))
 
     def apart():
         with torch.inference_mode():
-            teacher(images)
-        step_on(F.cross_entropy(task.network(images), labels))
+            teacher(pictures["inputs"])
+        step_on(F.cross_entropy(task.network(pictures["inputs"]), pictures["labels"]))
 
     return least(distil, apart)
 

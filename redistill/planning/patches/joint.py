@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from redistill.memory.lifetimes import Buffer
+from redistill.planning.objectives import Objective
 from redistill.planning.patches.segmenting import Segmenter
+from redistill.planning.problem import PlanningProblem
 from redistill.planning.scaling import ScalingModel
-from redistill.planning.search import Objective, PlanningProblem
 
 
 def plans_by_score(problem: PlanningProblem, objective: Objective) -> Iterator[tuple[tuple[int, ...], float]]:
