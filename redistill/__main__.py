@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         sys.stdout.write(_usage())
         return 0
+    if name in ("-V", "--version"):
+        sys.stdout.write(f"{import_module('redistill').__version__}\n")
+        return 0
     if name not in COMMANDS:
         sys.stderr.write(f"error: no command {name!r}; one of {', '.join(COMMANDS)}\n")
         return 2

@@ -80,16 +80,31 @@ def positive(text: str) -> int:
     return number
 
 
-def check_writable(*paths: str | None) -> None:
+def check_writable(*files: str | None) -> None:
     """Raise before the work rather than after it if an output cannot be written."""
-    for path in paths:
-        if path is None or path == "-":
+    for file in files:
+        if file is None or file == "-":
             continue
-        parent = Path(path).absolute().parent
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise RedistillError(f"cannot write {path}: {parent} is not a writable folder; choose another place")
+        if Path(file).is_dir():
+            raise RedistillError(f"cannot write {file or 'to no name'}: it is a folder; give the name of a file")
+        _check_folder(file, Path(file).absolute().parent)
+
+
+def check_makeable(path: str) -> None:
+    """Raise if a file could not be written even though missing folders are made."""
+    if not path:
+        raise RedistillError("cannot write to no name; give one")
+    parent = Path(path).absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    _check_folder(path, parent)
+
+
+def _check_folder(path: str, folder: Path) -> None:
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise RedistillError(
+            f"cannot write {path}: {folder} is not a writable folder; make it, or choose another place"
+        )
 
 
 def check_absent(*paths: str | None) -> None:

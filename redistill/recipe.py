@@ -42,10 +42,8 @@ def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
     Raises:
         StudentError: the folder cannot be written, is a link, or holds something that is not a student.
     """
+    check_place(directory)
     try:
-        refuse_link(directory)
-        if directory.exists() and not (directory / RECIPE).is_file():
-            _require_empty(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         if directory.exists():
             _fill(directory, recipe, module)
@@ -56,9 +54,22 @@ def write(directory: Path, recipe: dict[str, Any], module: nn.Module) -> Path:
     return directory
 
 
-def _require_empty(directory: Path) -> None:
-    if not directory.is_dir() or any(directory.iterdir()):
-        raise StudentError("it exists and is not a student; choose another folder or remove it")
+def check_place(directory: Path) -> None:
+    """Raise where a student may not be written.
+
+    Raises:
+        StudentError: the folder is a link, or holds something that is not a student.
+    """
+    try:
+        refuse_link(directory)
+        is_free = not directory.exists() or (directory / RECIPE).is_file() or not any(directory.iterdir())
+    except (OSError, RedistillError) as error:
+        raise StudentError(f"cannot write the student to {directory}: {reason(error)}") from error
+    if not is_free:
+        raise StudentError(
+            f"cannot write the student to {directory}: it exists and is not a student; choose another folder or "
+            "remove it"
+        )
 
 
 def _create(directory: Path, recipe: dict[str, Any], module: nn.Module) -> None:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import redistill
+from redistill.__main__ import main as redistill_main
 from redistill.cli import run
 from redistill.commands.profile import main as analyze
 from redistill.commands.transform import main as transform
@@ -61,6 +63,14 @@ def test_analyze_profiles_and_checks_itself(tmp_path, capsys):
         ([*MODEL, "--taps", "missing.yaml"], 2, "missing.yaml"),
         ([*MODEL, "--output", "/proc/nowhere/student"], 2, "/proc/nowhere/student"),
         (["--model", "test_cli:data_dependent"], 2, "test_cli.py"),
+        (["--model", "test_cli:ends"], 2, "cannot build test_cli:ends"),
+        ([*MODEL, "--factors", ""], 2, "cannot read the factors ''"),
+        ([*MODEL, "--calibration", ""], 2, "has no name"),
+        ([*MODEL, "--output", "/"], 2, "is not a student"),
+        ([*MODEL, "--output", ""], 2, "to no name"),
+        ([*MODEL, "--plot", ""], 2, "to no name"),
+        ([*MODEL, "--json", "/"], 2, "is a folder"),
+        ([*MODEL, "--json", "nowhere/page.json"], 2, "nowhere is not a writable folder"),
     ],
 )
 def test_bad_input_is_one_line_with_nothing_written(arguments, code, message, tmp_path, capsys, monkeypatch):
@@ -75,6 +85,19 @@ def test_bad_input_is_one_line_with_nothing_written(arguments, code, message, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_places_are_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("redistill.commands.transform.load", lambda given: pytest.fail("the work has begun"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    for option, place in (("--output", "other"), ("--html", "none/page.html"), ("--json", "other")):
+        assert run(transform, [*MODEL, option, str(tmp_path / place)]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def ends():
+    raise SystemExit(3)
+
+
 def data_dependent():
     from torch import nn
 
@@ -87,6 +110,11 @@ def data_dependent():
             return self.conv(x) if x.sum() > 0 else x
 
     return DataDependent()
+
+
+def test_the_version_is_said(capsys):
+    assert redistill_main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{redistill.__version__}\n"
 
 
 def test_the_module_runs_as_a_command_and_teaches():

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 
 import pytest
@@ -220,6 +221,9 @@ def test_a_fit_that_agrees_less_than_the_inherited_weights_is_dropped(monkeypatc
         (None, "give calibration=images"),
         (pictures(8, 24), "calibration images are 3x24x24, the network is planned for 3x32x32"),
         (pictures(3), "needs 4 images or more, not 3"),
+        ([*pictures(8)], "calibration is a list, the network takes tensors of torch.float32"),
+        (pictures(8).byte(), "calibration is torch.uint8, the network takes"),
+        (pictures(8) * math.nan, "no finite numbers"),
         ((pictures(8), pictures(8)), "calibration has 2 inputs, the network takes 1"),
     ],
 )
@@ -265,10 +269,15 @@ def test_the_command_reads_a_folder_and_says_what_it_cannot_use(tmp_path, capsys
     assert loaded.plan.objective == "fidelity"
     with pytest.raises(ModelError, match="--calibration FOLDER"):
         main(options)
-    with pytest.raises(DataError, match="no pictures in"):
+    with pytest.raises(DataError, match=r"nowhere cannot be read as a folder \(No such file"):
         main([*options, "--calibration", str(tmp_path / "nowhere")])
-    (tmp_path / "photos" / "000.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000\.png cannot be read"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures in"):
+        main([*options, "--calibration", str(tmp_path / "empty")])
+    for name in ("000.png", "003.png"):
+        (tmp_path / "photos" / name).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"2 of 8 pictures cannot be read: .*000\.png \(.*003\.png"):
         main([*options, "--calibration", str(tmp_path / "photos")])
-    with pytest.raises(DataError, match="cannot read mean 'grey'"):
-        main([*options, "--calibration", str(tmp_path / "photos"), "--mean", "grey"])
+    for mean in ("grey", "nan", "1,2", "inf,0,0", ""):
+        with pytest.raises(DataError, match=f"cannot read mean '{mean}'"):
+            main([*options, "--calibration", str(tmp_path / "photos"), "--mean", mean])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from redistill.cli import (
     CONVENTION_HELP,
     MODEL_HELP,
     add_model_options,
+    check_makeable,
     check_writable,
     load,
     positive,
@@ -25,6 +27,7 @@ from redistill.errors import ModelError, PlanError
 from redistill.memory.meter import measure
 from redistill.models.red_block import INITS
 from redistill.planning.objectives import OBJECTIVES
+from redistill.recipe import check_place
 from redistill.report import plot, to_json, write_page
 from redistill.student import Student
 
@@ -131,8 +134,11 @@ def calibration_of(given: argparse.Namespace, model: nn.Module, inputs: tuple[Te
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
     given = build_parser().parse_args(arguments)
-    check_writable(given.output, given.json, given.plot, given.html)
-    factors = _factors(given.factors) if given.factors else None
+    check_writable(given.json, given.plot, given.html)
+    if given.output is not None:
+        check_makeable(given.output)
+        check_place(Path(given.output))
+    factors = None if given.factors is None else _factors(given.factors)
     model, inputs, weights = load(given)
     student = transform(
         model, inputs, given.budget, given.convention, given.objective, given.taps, factors,

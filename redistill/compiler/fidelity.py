@@ -146,6 +146,11 @@ def check_calibration(calibration: Tensor | Inputs | None, examples: Inputs) -> 
             f"calibration has {len(inputs)} inputs, the network takes {len(examples)}; give one tensor each"
         )
     for given, example in zip(inputs, examples, strict=True):
+        if not isinstance(given, Tensor) or given.dtype != example.dtype:
+            kind = given.dtype if isinstance(given, Tensor) else f"a {type(given).__name__}"
+            raise ModelError(f"calibration is {kind}, the network takes tensors of {example.dtype}; give those")
+        if not given.isfinite().all():
+            raise ModelError("calibration holds values that are no finite numbers; look at how it is prepared")
         if given.shape[1:] != example.shape[1:]:
             raise ModelError(
                 f"calibration images are {format_shape(tuple(given.shape[1:]))}, the network is planned for "

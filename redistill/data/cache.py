@@ -31,6 +31,8 @@ PIXELS, INDEX = "pixels.bin", "index.json"
 GIB = 1 << 30
 
 _NAMED_AT_MOST = 3
+_EACH = 4
+"""Pictures that are in memory at once, for each thread."""
 
 Damaged = Literal["refuse", "skip"]
 Failures = dict[int, str]
@@ -163,9 +165,11 @@ def _decoded(files: Sequence[Path], channels: int) -> Iterator[Tensor | str]:
         except UnreadablePictureError as error:
             return str(error) or "unreadable"
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(files), 256):  # so many are in memory at once
-            yield from pool.map(attempt, files[start : start + 256])
+    threads = os.cpu_count() or 1
+    many = _EACH * threads
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(files), many):
+            yield from pool.map(attempt, files[start : start + many])
 
 
 def _attempt(files: Sequence[Path], channels: int) -> Failures:
@@ -213,14 +217,35 @@ def decode_now(path: Path, channels: int) -> Tensor:
         raise DataError(f"{path} cannot be read ({error}); remove or replace it") from error
 
 
+def decode_all(files: Sequence[Path], channels: int, prepare: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Decode and prepare pictures, a few at a time.
+
+    Raises:
+        DataError: some cannot be read; the first are named.
+    """
+    pictures, failures = list[Tensor](), Failures()
+    for index, image in enumerate(_decoded(files, channels)):
+        if isinstance(image, str):
+            failures[index] = image
+        else:
+            pictures.append(prepare(image))
+    if failures:
+        raise DataError(f"{_name_failures(files, failures)}; remove or replace them")
+    return pictures
+
+
 def _settle(found: PictureFiles, failures: Failures, damaged: Damaged) -> tuple[int, ...]:
     """The files that are kept; damaged ones are refused, or told of and left out."""
     if failures:
-        total, rest = len(found.files), len(failures) - _NAMED_AT_MOST
-        named = ", ".join(f"{found.files[index]} ({failures[index]})" for index in sorted(failures)[:_NAMED_AT_MOST])
-        more = f" and {rest} more" if rest > 0 else ""
-        said = f"{len(failures)} of {total} pictures cannot be read: {named}{more}"
-        if damaged == "refuse" or len(failures) == total:
+        said = _name_failures(found.files, failures)
+        if damaged == "refuse" or len(failures) == len(found.files):
             raise DataError(f"{said}; remove or replace them, or set data.damaged=skip")
         logger.warning("%s; skipped", said)
     return tuple(index for index in range(len(found.files)) if index not in failures)
+
+
+def _name_failures(files: Sequence[Path], failures: Failures) -> str:
+    rest = len(failures) - _NAMED_AT_MOST
+    named = ", ".join(f"{files[index]} ({failures[index]})" for index in sorted(failures)[:_NAMED_AT_MOST])
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{len(failures)} of {len(files)} pictures cannot be read: {named}{more}"

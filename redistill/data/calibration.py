@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from redistill.data.cache import decode_now
+from redistill.data.cache import decode_all
 from redistill.data.folders import pictures_below
+from redistill.data.pictures import MODES
 from redistill.errors import DataError, ModelError
 from redistill.models.providers import find_torchvision_builder, import_package
 from redistill.models.specs import parse_spec
@@ -66,6 +68,8 @@ def read_calibration(folder: str | Path, example: Tensor, preparation: Preparati
         DataError: no folder, no pictures, or one that cannot be read.
         ModelError: the network does not take pictures.
     """
+    if folder == "":
+        raise DataError("the folder of calibration pictures has no name")
     if example.dim() != 4 or example.shape[1] not in (1, 3):
         raise ModelError(
             f"pictures have one or three channels, the input is {tuple(example.shape)}; give tensors instead"
@@ -74,8 +78,8 @@ def read_calibration(folder: str | Path, example: Tensor, preparation: Preparati
     if not files:
         raise DataError(f"no pictures in {folder}; give a folder with pictures in it or below")
     drawn = [files[index * len(files) // limit] for index in range(limit)] if len(files) > limit else files
-    prepare = _transform(example, preparation)
-    return torch.stack([prepare(decode_now(path, int(example.shape[1]))) for path in drawn]).to(example.dtype)
+    pictures = decode_all(drawn, int(example.shape[1]), _transform(example, preparation))
+    return torch.stack(pictures).to(example.dtype)
 
 
 def _transform(example: Tensor, preparation: Preparation) -> v2.Compose:
@@ -109,6 +113,9 @@ def override(preparation: Preparation, resize: int | None, mean: str | None, std
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise DataError(f"cannot read {name} {text!r}; write one number a channel like 0.485,0.456,0.406") from error
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in MODES or not all(map(math.isfinite, numbers)):
+        raise DataError(f"cannot read {name} {text!r}; write one number a channel like 0.485,0.456,0.406")
+    return numbers

@@ -19,6 +19,8 @@ from redistill.errors import RedistillError
 
 SHOW = "REDISTILL_TRACEBACK"
 """The environment variable that asks for the whole trace of a fault."""
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says of it, on a CPU and on a GPU."""
 LONGEST = 1200
 """Characters of the line that a command ends in."""
 
@@ -74,7 +76,9 @@ def _describe(error: Exception) -> str:
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, OSError):
         return f"{said}; make room, or choose a place that can be written"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(map(str(error).count, _OUT_OF_MEMORY))
+    ):
         return "out of memory; choose a smaller network, image or batch"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames[1:] if "redistill" in frame.filename] or frames

@@ -36,7 +36,7 @@ def import_object(path: str, what: str, error: type[RedistillError]) -> Any:
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:  # a script without a guard for __main__ ends itself
         reason = " ".join(f"{type(failure).__name__}: {failure}".split())
         raise error(f"{what} {path}: cannot import {module_name} ({reason}); is its folder on PYTHONPATH?") from failure
     if not hasattr(module, name):

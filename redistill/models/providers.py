@@ -126,7 +126,7 @@ def own_models() -> dict[str, Callable[..., nn.Module]]:
 def _build_imported(spec: ModelSpec, pretrained: str | None) -> object:
     try:
         module = importlib.import_module(spec.provider)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard for __main__ ends itself
         if "." not in spec.provider and isinstance(error, ModuleNotFoundError) and error.name == spec.provider:
             raise ModelError(
                 f"unknown provider {spec.provider!r}{_suggest(spec.provider, _PROVIDERS)}; "
@@ -172,7 +172,7 @@ def _call(spec: ModelSpec, builder: Callable[..., Any], keywords: Any) -> Any:
         return builder(**keywords)
     except ModelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unexpected:
             raise ModelError(f"{spec.target} takes no keyword {unexpected[1]!r}; remove or correct it") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from redistill.cli import check_writable
+from redistill.cli import check_makeable
 from redistill.config.files import resolved
 from redistill.config.recipes import RecipeConfig
 from redistill.config.settings import TeacherConfig
@@ -54,7 +54,7 @@ def check_teachers(experiment: Experiment[Any]) -> None:
             if path is not None and path.exists():
                 choose_weights(spec, path)
             elif path is not None:
-                check_writable(str(path))
+                check_makeable(str(path))
 
 
 def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: RunFolder) -> nn.Module:

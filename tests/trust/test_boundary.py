@@ -27,6 +27,7 @@ def raising(error):
         (RedistillError("a\n  b"), 2, "error: a b"),
         (OSError(28, "No space left on device"), 2, "make room"),
         (MemoryError(), 2, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "choose a smaller network, image or batch"),
         (RecursionError("deep"), 2, "RecursionError: deep (at test_boundary.py:"),
         (ValueError("x" * 10_000), 2, "..."),
         (KeyboardInterrupt(), 130, "interrupted"),
