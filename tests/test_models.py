@@ -132,6 +132,8 @@ def test_auxiliary_heads_are_off_unless_asked_for() -> None:
         ("no.such:thing", "cannot import no.such for no.such:thing: ModuleNotFoundError: No module named 'no'"),
         ("torch.nn:Conv2", "torch.nn has no function 'Conv2'; did you mean Conv2d"),
         ("torch.nn:Conv2d", "cannot build torch.nn:Conv2d: TypeError"),
+        ("torch.nn:Embedding.from_pretraind", "did you mean from_pretrained?"),
+        ("torch.nn:Embedding.from_pretrained", "cannot build torch.nn:Embedding.from_pretrained: TypeError"),
         ("collections:OrderedDict", "returned a OrderedDict; it must return a torch.nn.Module"),
     ],
 )

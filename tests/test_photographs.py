@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from redistill.errors import DataError
+import redistill
+from redistill.errors import DataError, StudentError
 from redistill.evidence import photographs
 
 
@@ -51,3 +52,12 @@ def test_pictures_without_their_class_are_refused(small):
     (small / "samples" / "n00" / "0.png").rename(small / "samples" / "n00" / "cat.png")
     with pytest.raises(DataError, match=r"cat\.png is not named by its class"):
         photographs.main(["--folder", str(small / "samples"), "--rows", str(small / "rows.json")])
+
+
+def test_saved_students_are_judged_on_the_same_pictures(small, capsys):
+    student = redistill.transform(photographs.load_teacher(), torch.zeros(photographs.EXAMPLE), "2x", levers="patches")
+    student.save(small / "student")
+    assert photographs.main(["--folder", str(small / "samples"), "--student", str(small / "student")]) == 0
+    assert "100.0" in capsys.readouterr().out
+    with pytest.raises(StudentError):
+        photographs.main(["--folder", str(small / "samples"), "--student", str(small / "samples")])

@@ -114,10 +114,13 @@ MEASURED = {f"{levers}, fidelity": levers for levers in ("pool", "resize,pool", 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every student that has no row yet, then print the table."""
+    """Judge the students given, or measure every one that has no row yet, and print the table."""
     given = _parser().parse_args(arguments)
     teacher = load_teacher()
     pictures = read(Path(given.folder), given.pictures)
+    if given.student:
+        sys.stdout.write(f"{judge_students(given.student, teacher, pictures)}\n")
+        return 0
     rows = Rows(Path(given.rows))
     wanted = [(way, budget) for budget in given.budget or BUDGETS for way in (*WAYS, *MEASURED)]
     for way, budget in tqdm(wanted, unit="student", leave=False, disable=None):
@@ -133,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=positive, default=500, metavar="N", help="at most (default: %(default)s)")
     parser.add_argument("--budget", action="append", choices=BUDGETS, help="repeatable (default: all)")
     parser.add_argument("--rows", default="runs/photographs.json", metavar="FILE", help="kept rows (%(default)s)")
+    parser.add_argument(
+        "--student", action="append", metavar="FOLDER", help="judge this saved student instead; repeatable"
+    )
     parser.add_argument(
         "--seconds", type=positive, default=600, metavar="N", help="time limit of the objective fidelity (%(default)s)"
     )
@@ -177,15 +183,33 @@ def measure(way: str, budget: str, teacher: nn.Module, pictures: Pictures, secon
         student, origin, what = _make(way, budget, teacher, pictures, seconds)
     except InfeasibleBudgetError:
         return [Row(way, budget, False, "does not fit")]
-    aim = outputs_of(teacher, (pictures.judge,))[0].argmax(1)
     found = []
     for fitted in (False, True):
         if fitted:
             redistill.fit(student, origin, pictures.fit)
-        scores = outputs_of(student, (pictures.judge,))[0].argmax(1)
-        top1, agreement = (float((scores == other).float().mean()) for other in (pictures.classes, aim))
-        found.append(Row(way, budget, fitted, what, _peak(student), top1, agreement))
+        found.append(Row(way, budget, fitted, what, _peak(student), *_judge(student, teacher, pictures)))
     return found
+
+
+def judge_students(folders: Sequence[str], teacher: nn.Module, pictures: Pictures) -> Table:
+    """Top-1 and agreement with the teacher of saved students, on the pictures to judge by.
+
+    Raises:
+        StudentError: a folder that holds no student.
+    """
+    found = Table(("student", "factors", "peak", "top-1", "agrees"))
+    for folder in folders:
+        student = redistill.Student.load(folder, teacher).eval()
+        shares = (f"{100 * share:.1f}" for share in _judge(student, teacher, pictures))
+        found.add(folder, ",".join(map(str, student.plan.factors)), format_bytes(_peak(student)), *shares)
+    return found
+
+
+def _judge(student: nn.Module, teacher: nn.Module, pictures: Pictures) -> tuple[float, float]:
+    """The share answered rightly, and as the teacher does."""
+    answers, aim = (outputs_of(network, (pictures.judge,))[0].argmax(1) for network in (student, teacher))
+    right, agreed = (float((answers == other).float().mean()) for other in (pictures.classes, aim))
+    return right, agreed
 
 
 def _make(way: str, budget: str, teacher: nn.Module, pictures: Pictures, seconds: int) -> Made:

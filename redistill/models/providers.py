@@ -133,10 +133,12 @@ def _build_imported(spec: ModelSpec, pretrained: str | None) -> object:
                 f"the providers are {', '.join(_PROVIDERS)}, or give package.module:function"
             ) from None
         raise ModelError(f"cannot import {spec.provider} for {spec.target}: {_one_line(error)}") from error
-    builder = getattr(module, spec.name, None)
-    if not callable(builder):
-        raise ModelError(f"{spec.provider} has no function {spec.name!r}{_suggest(spec.name, dir(module))}")
-    return _call(spec, builder, spec.arguments)
+    found: Any = module
+    for name in spec.name.split("."):  # a class and its method that makes one, as in package:Net.from_name
+        owner, found = found, getattr(found, name, None)
+        if not callable(found):
+            raise ModelError(f"{spec.provider} has no function {spec.name!r}{_suggest(name, dir(owner))}")
+    return _call(spec, found, spec.arguments)
 
 
 _PROVIDERS: MappingProxyType[str, Callable[[ModelSpec, str | None], object]] = MappingProxyType(

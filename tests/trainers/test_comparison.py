@@ -68,6 +68,13 @@ def test_a_grid_may_have_seeds_and_the_reference_settings_of_its_own(tmp_path):
     assert Result(found[-1], ({"top1": 71.234},)).show("top1") == "71.23 (1 seed)"
 
 
+@pytest.mark.parametrize(("given", "teacher"), [((), "teacher.safetensors"), (("teacher.weights=mine.pt",), "mine.pt")])
+def test_the_teacher_is_trained_in_the_folder_unless_it_is_given(given, teacher, tmp_path):
+    judge = AccuracyJudge(replace(CONFIG, settings=given), tmp_path)
+    settings = judge.settings(judge.reference, 0)
+    assert settings.teacher.weights in (teacher, str(tmp_path / teacher))
+
+
 def test_plans_are_drawn_from_mild_to_hard():
     assert sorted(["9.6x", "hard", "2x", "25%", "512KiB", "16x"], key=times_less) == [
         "2x", "25%", "9.6x", "16x", "hard", "512KiB",

@@ -145,10 +145,10 @@ class Judge(ABC):
         return self.folder / row.name / f"seed-{seed}"
 
     def settings(self, row: Row, seed: int) -> Any:
-        """The configuration of a run; all of them have one teacher."""
-        teacher = self.folder / "teacher.safetensors"
-        common = (f"run.folder={self.place(row, seed)}", f"teacher.weights={teacher}", f"run.seed={seed}")
-        return load(self.kind, self.config.experiment, (*self.config.settings, *row.settings, *common))
+        """The configuration of a run; all of them have one teacher, trained in the folder unless it is given."""
+        teacher = f"teacher.weights={self.folder / 'teacher.safetensors'}"
+        own = (f"run.folder={self.place(row, seed)}", f"run.seed={seed}")
+        return load(self.kind, self.config.experiment, (teacher, *self.config.settings, *row.settings, *own))
 
     def check(self) -> None:
         """Refuse, before anything is trained, what no run can be made of, and runs that were made otherwise.
