@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.fx import Interpreter
 
 from redistill import Student, measure, profile, transform
 from redistill.passes.folded import FoldedWeights
@@ -91,6 +93,21 @@ def test_pieces_call_no_batch_norm_and_the_weights_stay_the_students_own(student
     own = {id(m) for m in student.modules()}
     assert all(id(m.norm) in own and id(m.convolution) in own for m in folded)
     assert not any("folded" in key for key in student.state_dict())
+
+
+def test_convolutions_of_pieces_get_and_make_maps_with_channels_last(student: Student) -> None:
+    class Layouts(Interpreter):
+        def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            result = super().call_function(target, args, kwargs)
+            if target is torch.conv2d:
+                layouts.append(result.is_contiguous(memory_format=torch.channels_last))
+            return result
+
+    layouts: list[bool] = []
+    with torch.no_grad():
+        Layouts(student.meta["deployed"]).run(X)
+    assert layouts
+    assert all(layouts)
 
 
 def test_gradients_in_eval_mode_are_those_of_the_network_run_whole(student: Student) -> None:

@@ -38,6 +38,8 @@ from redistill.internal.tables import Table
 BUDGETS = ("2x", "4x", "8x")
 UNET = "redistill:ddpm_unet"
 ROUNDS = 5
+SHIFT = 1.0
+"""Of batch norms, in units of their maps' deviation: about that of EfficientNet-Lite0 trained on ImageNet."""
 COLUMNS = (
     "network", "budget", "extra MACs", "regions", "parts", "time", "error float32", "rounding", "error float64",
     "measured",
@@ -126,10 +128,16 @@ def examine(spec: str, seconds: float = math.inf) -> list[dict[str, str]]:
 
 @torch.no_grad()
 def settle(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Give batch norms the statistics of noise: with random weights, outputs are else little more than a last bias."""
+    """Make random weights behave as trained ones do: outputs that tell inputs apart, and rounding that does not grow.
+
+    Batch norms get the statistics of noise; with those they begin with, outputs are little more than a last bias. They
+    are also given shifts: where half of each map is cut off after every norm, rounding doubles every few layers.
+    """
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0
+        if norm.affine:
+            nn.init.constant_(norm.bias, SHIFT)
     if norms:
         model.train()(*(torch.cat([x, torch.randn_like(x) if x.is_floating_point() else x]) for x in inputs))
         model.eval()
