@@ -30,6 +30,8 @@ from redistill.config.files import packaged
 from redistill.config.settings import ClassifierConfig
 from redistill.data.answers import label_by
 from redistill.errors import ConfigError, DataError, ModelError
+from redistill.internal.reasons import reason
+from redistill.internal.text import format_shape
 from redistill.trainers.acceleration import processes
 from redistill.trainers.classification import ClassifierTask
 from redistill.trainers.command import Command
@@ -37,7 +39,7 @@ from redistill.trainers.costs import measure_costs
 from redistill.trainers.experiment import Experiment, Row
 from redistill.trainers.int8 import check_float_modules, check_int8, quantize_student, render_int8
 from redistill.trainers.loop import Loop
-from redistill.trainers.running import run
+from redistill.trainers.running import is_trained, run
 
 
 class ClassifierExperiment(Experiment[ClassifierConfig]):
@@ -63,8 +65,15 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
 
     def check(self, model: nn.Module, name: str) -> None:
         """Refuse a model that does not predict as many classes as the data set has."""
-        with torch.inference_mode():
-            output = model(*self.inputs(range(2)))
+        inputs = self.inputs(range(2))
+        try:
+            with torch.inference_mode():
+                output = model(*inputs)
+        except Exception as error:
+            raise ModelError(
+                f"{name} does not run on images of {format_shape(inputs[0].shape[1:])} ({reason(error)}); write the "
+                "spec for them, or set data.channels and data.image_size"
+            ) from error
         expected = (2, self.data.classes)
         if isinstance(output, Tensor) and output.dim() == len(expected) and not self.data.labelled:
             return
@@ -88,7 +97,7 @@ class ClassifierExperiment(Experiment[ClassifierConfig]):
                 f"{config.data.root} has one class; a classifier needs two or more, or pictures without class folders "
                 "and distillation.task=0"
             )
-        untrained = config.teacher.recipe is not None and config.teacher.weights is None
+        untrained = config.teacher.weights is None if config.teacher.recipe else not is_trained(config.teacher)
         if not self.data.labelled and (config.distillation.task > 0 or untrained):
             raise ConfigError(
                 f"{config.data.root} has no class folders in train and test, hence no labels; set distillation.task=0 "

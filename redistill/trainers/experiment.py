@@ -95,9 +95,15 @@ class Experiment(ABC, Generic[Config]):
     def check_settings(self) -> None:
         """Refuse before the work, a teacher's training say, what would fail after it."""
         known = (MAIN, *self.config.teachers)
-        for name in Distillation(self.config.distillation.methods).teachers:
+        distillation, recipe = Distillation(self.config.distillation.methods), self.config.recipe
+        for name in distillation.teachers:
             if name not in known:
                 raise ConfigError(f"distillation: there is no teacher {name!r}{suggest(name, known)}")
+        learns = self.config.distillation.task > 0 or any(part.share.weight > 0 for part in distillation.parts)
+        if not learns and (recipe.steps or recipe.epochs):
+            raise ConfigError(
+                "distillation.task=0 and no method with a weight leave nothing to learn from; give distillation.methods"
+            )
 
     def check_student(self, student: nn.Module) -> None:
         """Refuse a student that does not go with the settings."""

@@ -30,9 +30,9 @@ from redistill.trainers.experiment import Experiment
 from redistill.trainers.folder import RunFolder
 from redistill.trainers.loop import Loop
 from redistill.trainers.progress import Facts, Outcome
-from redistill.trainers.students import check_student, deliver, obtain_student
+from redistill.trainers.students import check_student, deliver, obtain_student, try_student
 from redistill.trainers.task import Task
-from redistill.trainers.teachers import check_teachers, obtain_teachers
+from redistill.trainers.teachers import check_teachers, is_to_be_trained, obtain_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ def run(experiment: Experiment[Any], *, resume: bool = False) -> dict[str, Any]:
     experiment.check_settings()
     check_teachers(experiment)
     check_student(experiment)
+    if is_to_be_trained(experiment):
+        try_student(experiment)
     with sole_writer(experiment.folder) if processes().is_main_process else nullcontext():
         return _run(experiment, resume)
 
@@ -57,6 +59,8 @@ def _run(experiment: Experiment[Any], resume: bool) -> dict[str, Any]:
     teachers = obtain_teachers(experiment)
     student = obtain_student(experiment, teachers[MAIN])
     experiment.check_student(student)
+    if experiment.config.distillation.methods and not is_trained(config.teacher):
+        logger.warning("the teacher %s has random weights; set teacher.weights, or a recipe", config.teacher.model)
     task = experiment.make_task(experiment.make_distiller(student, teachers))
     facts = Facts.of(resolved(config), teachers)
     loop = Loop(task, config.recipe, config.run, folder, config.data.workers, facts)

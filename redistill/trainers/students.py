@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import redistill
 from redistill.compiler.request import Request
 from redistill.config.files import find_file
 from redistill.config.settings import DistillationConfig, StudentConfig
-from redistill.distillation import Distillation, Need
+from redistill.distillation import MAIN, Distillation, Need
 from redistill.errors import ConfigError, RedistillError
 from redistill.internal import seeding
 from redistill.internal.plugins import is_path
@@ -74,6 +75,26 @@ def check_student(experiment: Experiment[Any]) -> None:
         if student.model is not None:
             with seeding.seeded("check"):
                 experiment.load_model(student.model, "random")
+
+
+def try_student(experiment: Experiment[Any]) -> None:
+    """Make the student of untrained teachers, to learn before those are trained whether there is one, and a loss.
+
+    Raises:
+        RedistillError: no plan fits, a saved student is damaged or does not fit the data, or a method not the student.
+    """
+    config, example = experiment.config, experiment.inputs([0])
+    compares = config.student.objective == FIDELITY
+    student = replace(config.student, objective="macs") if compares else config.student
+    with seeding.seeded("check"):
+        models = {MAIN: config.teacher.model, **{name: teacher.model for name, teacher in config.teachers.items()}}
+        teachers = {name: experiment.load_model(model, "random").eval() for name, model in models.items()}
+        for name, teacher in teachers.items():
+            experiment.check(teacher, f"teacher.model={models[name]}")
+        spec = student.model or config.teacher.model
+        made = _make(experiment, student, spec, experiment.load_model(spec, "random"), example).eval()
+        experiment.check(made, "the student")
+        experiment.make_distiller(made, teachers)
 
 
 @contextmanager

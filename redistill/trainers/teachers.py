@@ -57,16 +57,29 @@ def check_teachers(experiment: Experiment[Any]) -> None:
                 check_makeable(str(path))
 
 
+def is_to_be_trained(experiment: Experiment[Any]) -> bool:
+    """Whether some teacher has a recipe and no weights yet."""
+    wanted = {MAIN: experiment.config.teacher, **experiment.config.teachers}
+    places = (_trained_place(teacher, experiment.folder.teacher(name)) for name, teacher in wanted.items())
+    return any(place is not None and not place.is_file() for place in places)
+
+
+def _trained_place(teacher: TeacherConfig, folder: RunFolder) -> Path | None:
+    """Where the weights of a teacher that is trained here lie, None of one that is not."""
+    if teacher.recipe is None or teacher.weights in ("pretrained", "random"):
+        return None
+    return split_key(teacher.weights)[0] if teacher.weights is not None else folder.trained_weights
+
+
 def obtain_teacher(experiment: Experiment[Any], teacher: TeacherConfig, folder: RunFolder) -> nn.Module:
     """A teacher with its weights; trains it first where they are missing and there is a recipe.
 
     The weights are written to the teacher's `weights`, or into the folder; a teacher whose training was stopped
     continues where it was.
     """
-    recipe, weights = teacher.recipe, teacher.weights
-    if recipe is None or weights in ("pretrained", "random"):
+    recipe, weights, path = teacher.recipe, teacher.weights, _trained_place(teacher, folder)
+    if recipe is None or path is None:
         return _load(experiment, teacher.model, weights)
-    path = split_key(weights)[0] if weights is not None else folder.trained_weights
     if not path.is_file():
         if teacher.augmentation is not None:
             experiment = experiment.augmented(teacher.augmentation)

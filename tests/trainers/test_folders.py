@@ -260,6 +260,8 @@ def test_pictures_without_classes_are_learnt_from_the_teacher_alone(command, roo
         draw(loose / f"day-{index % 3}" / f"{index}.png", (20, 20), seed=index)
     assert command(data__root=loose) == 2
     assert "distillation.task=0" in capsys.readouterr().err
+    assert command(data__root=loose, distillation__task=0, teacher__weights="null", distillation__methods="kd") == 2
+    assert "give a trained teacher.weights" in capsys.readouterr().err
     settings = {"data__root": loose, "distillation__task": 0}
     assert command(**settings, student__budget="2x", student__start="teacher", distillation__methods="kd") == 0
     assert "test agreement" in capsys.readouterr().out

@@ -37,6 +37,25 @@ def test_settings_are_refused_before_a_teacher_is_trained(tmp_path, capsys, sett
     assert not (tmp_path / "run" / "teacher").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["student.budget=1KiB"], "the best that can be had"),
+        (["student.folder={folder}"], "is not a student folder"),
+        (["student.budget=null", "distillation.methods=at"], "need a student made by redistill.transform"),
+        (["distillation.task=0", "distillation.methods=none"], "leave nothing to learn from"),
+        (["data.channels=1"], "does not run on images of 1x32x32"),
+    ],
+)
+def test_students_are_tried_before_a_teacher_is_trained(tmp_path, capsys, monkeypatch, settings, words):
+    monkeypatch.setattr("redistill.trainers.teachers.train_teacher", lambda *given: pytest.fail("is being trained"))
+    given = [f"run.folder={tmp_path / 'run'}", *(text.format(folder=tmp_path) for text in settings)]
+    assert main([word for text in given for word in ("--set", text)]) in (2, 3)
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("width", ["0", "-1", ".nan", ".inf", "-0.5"])
 def test_a_network_has_a_width(width):
     with pytest.raises(RedistillError, match="width_mult"):
