@@ -24,6 +24,7 @@ from redistill.compiler.request import Request
 from redistill.data.calibration import Preparation, find_preparation, read_calibration
 from redistill.errors import DataError, ModelError
 from redistill.models import load_model
+from redistill.report.phrases import describe_proof
 
 
 def pictures(count, side=32):
@@ -49,6 +50,7 @@ def test_the_chosen_plan_agrees_best_of_those_that_fit():
     student = redistill.transform(teacher, images[:1], "2.5x", objective="fidelity", taps="none", calibration=images)
     assert student.plan.peak_bytes <= student.plan.limit
     assert student.plan.objective == "fidelity"
+    assert describe_proof(student.plan, None) == "judged by pictures, see the notes"
     assert all(torch.equal(value, kept[key]) for key, value in teacher.state_dict().items())
     note = next(note for note in student.provenance.notes if note.startswith("fidelity: "))
     assert "plans fitted and judged on 40 other images" in note

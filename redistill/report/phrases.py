@@ -5,6 +5,7 @@ from __future__ import annotations
 from redistill.internal.text import format_bytes, format_count, format_shape, format_share
 from redistill.memory.conventions import Convention
 from redistill.memory.lifetimes import Buffer, MemoryProfile, Step
+from redistill.planning.objectives import FIDELITY
 from redistill.planning.patches.plan import PatchPlan
 from redistill.planning.plan import PoolingPlan
 from redistill.report.tiles import tile_of
@@ -100,4 +101,5 @@ def describe_proof(plan: PoolingPlan, patches: PatchPlan | None) -> str:
     proofs = [str(plan.certificate)] if plan.certificate else []
     if patches is not None and patches.certificate:
         proofs.append(f"patches: {patches.certificate}")
-    return "; ".join(proofs) or "given, not searched for"
+    unproven = "judged by pictures, see the notes" if plan.objective == FIDELITY else "given, not searched for"
+    return "; ".join(proofs) or unproven
