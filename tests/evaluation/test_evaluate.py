@@ -11,10 +11,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms.functional import to_pil_image
 
+import redistill
 from redistill.cli import run
 from redistill.config.denoiser import DenoiserConfig
 from redistill.config.files import load, read
 from redistill.config.settings import DataConfig
+from redistill.models import load_model
 from redistill.studies.evaluation.__main__ import build_parser, main
 from redistill.studies.evaluation.evaluating import EvaluationConfig
 from redistill.studies.evaluation.loading import open_denoiser, open_teacher
@@ -160,6 +162,17 @@ def test_runs_that_are_unfinished_damaged_or_of_another_kind_are_refused(finishe
     (copy / "config.yaml").write_text(yaml.safe_dump({"config": {"trainer": "classifier"}}))
     assert run(main, [str(copy), *arguments]) == 2
     assert "only denoisers are evaluated" in capsys.readouterr().err
+
+
+def test_a_classifier_is_refused_before_features_are_learnt(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("redistill.studies.evaluation.__main__.Evaluator", lambda *given: pytest.fail("has begun"))
+    spec = "redistill:cifar_resnet?depth=8&width_mult=0.25"
+    student = redistill.transform(load_model(spec, "random"), torch.zeros(1, 3, 32, 32), factors=[2, 1, 1], model=spec)
+    assert run(main, [str(student.save(tmp_path / "student"))]) == 2
+    said = capsys.readouterr().err
+    assert "does not run on images of 3x32x32" in said
+    assert "only denoisers are evaluated" in said
+    assert said.count("\n") == 1
 
 
 def test_images_do_not_depend_on_the_batch_and_conditions_are_given(finished):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from redistill.data.sources import open_source
 from redistill.distillation import MAIN
 from redistill.errors import EvaluationError, ModelError
 from redistill.internal.reasons import reason
+from redistill.internal.text import format_shape
 from redistill.recipe import RECIPE
 from redistill.studies.evaluation.evaluating import EvaluationConfig
 from redistill.studies.evaluation.generation import TrainedDenoiser
@@ -64,11 +66,31 @@ def open_teacher(place: Place, config: EvaluationConfig) -> TrainedDenoiser | No
 
 
 def make_denoiser(network: nn.Module, description: str, config: EvaluationConfig) -> TrainedDenoiser:
-    """A network with the schedule and the images' shape of a configuration."""
+    """A network with the schedule and the images' shape of a configuration.
+
+    Raises:
+        EvaluationError: it does not take such images and timesteps, as a classifier does not.
+    """
     data, diffusion = config.data, config.diffusion
     classes = len(open_source(data).classes) if diffusion.conditional else 0
     shape = (data.channels, data.image_size, data.image_size)
+    _try(network, shape, classes > 0, description)
     return TrainedDenoiser(network, diffusion.make_schedule(), diffusion.prediction, shape, description, classes)
+
+
+def _try(network: nn.Module, shape: tuple[int, ...], conditional: bool, description: str) -> None:
+    images, steps = torch.zeros(1, *shape), torch.zeros(1, dtype=torch.long)
+    remedy = "only denoisers are evaluated, at the size that they were made for: set data.channels and data.image_size"
+    try:
+        with torch.inference_mode():
+            output = network.eval()(images, steps, *([steps] if conditional else []))
+    except Exception as error:
+        raise EvaluationError(
+            f"{description} does not run on images of {format_shape(shape)} ({reason(error)}); {remedy}"
+        ) from error
+    if not isinstance(output, Tensor) or output.shape != images.shape:
+        got = format_shape(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        raise EvaluationError(f"{description} gives {got} for images of {format_shape(shape)}; {remedy}")
 
 
 def load_delivered(run: Run, folder: Path) -> nn.Module:
