@@ -85,8 +85,8 @@ def check_writable(*files: str | None) -> None:
     for file in files:
         if file is None or file == "-":
             continue
-        if Path(file).is_dir():
-            raise RedistillError(f"cannot write {file or 'to no name'}: it is a folder; give the name of a file")
+        if not file or Path(file).is_dir():
+            raise RedistillError(f"cannot write to {file or 'no name'}; give the name of a file")
         _check_folder(file, Path(file).absolute().parent)
 
 

@@ -69,7 +69,7 @@ def test_analyze_profiles_and_checks_itself(tmp_path, capsys):
         ([*MODEL, "--output", "/"], 2, "is not a student"),
         ([*MODEL, "--output", ""], 2, "to no name"),
         ([*MODEL, "--plot", ""], 2, "to no name"),
-        ([*MODEL, "--json", "/"], 2, "is a folder"),
+        ([*MODEL, "--json", "/"], 2, "give the name of a file"),
         ([*MODEL, "--json", "nowhere/page.json"], 2, "nowhere is not a writable folder"),
     ],
 )

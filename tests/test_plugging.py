@@ -175,3 +175,10 @@ def test_a_configuration_imports_nothing_without_trust(tmp_path, setting):
     config = load(ClassifierConfig, "digits/smoke.yaml", [setting])
     with pytest.raises(TrustError, match=rf"{setting.split('=')[0]}.* --trust"):
         ClassifierExperiment(config, tmp_path)
+
+
+def test_a_script_that_ends_itself_while_it_is_imported_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "ending.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot import ending .*SystemExit"):
+        redistill.transform(nn.Conv2d(3, 4, 3), IMAGES, convention="ending:Own")
