@@ -6,15 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from redistill.cli import (
-    CONVENTION_HELP,
-    MODEL_HELP,
-    add_model_options,
-    check_writable,
-    load,
-    run,
-    write_json,
-)
+from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_model_options, load, run, write_json
+from redistill.internal.places import check_writable
 from redistill.internal.text import format_shapes
 from redistill.memory.meter import measure
 from redistill.memory.profiling import profile

@@ -9,21 +9,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from redistill.cli import (
-    CONVENTION_HELP,
-    MODEL_HELP,
-    add_model_options,
-    check_makeable,
-    check_writable,
-    load,
-    positive,
-    run,
-    write_json,
-)
+from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_model_options, load, positive, run, write_json
 from redistill.compiler.pipeline import transform
 from redistill.compiler.request import LEVERS, MAX_EXTRA_MACS
 from redistill.data.calibration import find_preparation, override, read_calibration
 from redistill.errors import ModelError, PlanError
+from redistill.internal.places import check_makeable, check_writable
 from redistill.memory.meter import measure
 from redistill.models.red_block import INITS
 from redistill.planning.objectives import OBJECTIVES

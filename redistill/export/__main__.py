@@ -18,7 +18,6 @@ from redistill.cli import (
     MODEL_HELP,
     add_model_options,
     add_trust_option,
-    check_writable,
     load,
     positive,
     run,
@@ -31,6 +30,7 @@ from redistill.export.formats import FORMATS, format_named
 from redistill.export.metadata import describe_data, describe_inputs, find_experiment
 from redistill.export.preparation import make_int8, prepare
 from redistill.export.rendering import render, to_json
+from redistill.internal.places import check_writable
 from redistill.memory.conventions import DEPLOY, Convention, find_convention
 from redistill.models import example_inputs, load_model
 from redistill.models.specs import require_trust

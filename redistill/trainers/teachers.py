@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from redistill.cli import check_makeable
 from redistill.config.files import resolved
 from redistill.config.recipes import RecipeConfig
 from redistill.config.settings import TeacherConfig
 from redistill.distillation import MAIN
 from redistill.internal import seeding
+from redistill.internal.places import check_makeable
 from redistill.models.specs import parse_spec
 from redistill.models.weights import choose_weights, split_key
 from redistill.trainers.acceleration import processes

@@ -7,17 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from redistill.cli import (
-    CONVENTION_HELP,
-    MODEL_HELP,
-    add_trust_option,
-    check_absent,
-    check_writable,
-    positive,
-    run,
-    write_json,
-)
+from redistill.cli import CONVENTION_HELP, MODEL_HELP, add_trust_option, positive, run, write_json
 from redistill.errors import RedistillError
+from redistill.internal.places import check_absent, check_writable
 from redistill.studies.benchmark.backends import BACKENDS
 from redistill.studies.benchmark.measuring import Options, benchmark
 from redistill.studies.benchmark.pair import Pair, make_pair, read_pair

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from redistill.cli import add_trust_option, check_writable, positive, run, write_json
+from redistill.cli import add_trust_option, positive, run, write_json
 from redistill.config.files import override, read
+from redistill.internal.places import check_writable
 from redistill.studies.evaluation.evaluating import Evaluation, EvaluationConfig, Evaluator
 from redistill.studies.evaluation.loading import open_denoiser, open_teacher
 from redistill.studies.evaluation.paths import Place, find

@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
-from redistill.cli import MODEL_HELP, add_trust_option, check_absent, check_writable, run
+from redistill.cli import MODEL_HELP, add_trust_option, run
 from redistill.errors import RedistillError
+from redistill.internal.places import check_absent, check_writable
 from redistill.internal.tables import align_columns
 from redistill.internal.text import format_bytes
 from redistill.studies.gallery.accuracies import FORM, read_accuracies
