@@ -56,6 +56,8 @@ def test_teacher_students_and_floor_in_one_table(comparison, tmp_path, capsys, m
     assert (folder / "table.md").read_text() == table
     assert Image.open(folder / "images.png").height > Image.open(folder / "2x-teacher-red+mse/seed-0/images.png").height
     assert (folder / "errors.png").is_file()
+    assert main(["--config", str(comparison), "--folder", str(folder), *settings, "--table"]) == 0
+    assert capsys.readouterr().out == table
 
     monkeypatch.setattr(evaluating, "generate", lambda *_: pytest.fail("generated again"))
     assert main(["--config", str(comparison), "--folder", str(folder), *settings]) == 0

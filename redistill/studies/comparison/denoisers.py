@@ -69,6 +69,10 @@ class ImageJudge(Judge):
         """There is one teacher."""
         return self.config.seeds[:1] if row == self.reference else super().seeds(row)
 
+    def is_done(self, row: Row, seed: int) -> bool:
+        """The teacher has no run of its own: it is done when it is scored."""
+        return (self.place(row, seed) / FILE).is_file() if row == self.reference else super().is_done(row, seed)
+
     def score(self, row: Row, seed: int) -> Scores:
         """Fidelity, and nearness to the teacher's images."""
         _ = self.evaluator  # before anything is trained: it finds what cannot be scored
@@ -158,4 +162,4 @@ class ImageJudge(Judge):
 
 
 def _name(row: Row) -> str:
-    return " ".join(filter(None, (row.plan, row.methods)))
+    return " ".join(filter(None, (row.plan, row.student, row.start, row.methods)))

@@ -18,7 +18,6 @@ from redistill.errors import CheckpointError, ConfigError, PlanError, RedistillE
 from redistill.internal.files import write_atomically
 from redistill.studies.comparison.runs import ComparisonConfig, Judge, Result, Row, rows
 from redistill.trainers.acceleration import processes
-from redistill.trainers.folder import RunFolder
 
 TABLE = "table.md"
 LIVES = 5
@@ -96,7 +95,7 @@ def _finish(kind: type[Judge], config: ComparisonConfig, folder: Path, trust: bo
 
 def finished(judge: Judge, row: Row) -> list[int]:
     """The seeds of a row whose runs are done."""
-    return [seed for seed in judge.seeds(row) if RunFolder(judge.place(row, seed)).summary.is_file()]
+    return [seed for seed in judge.seeds(row) if judge.is_done(row, seed)]
 
 
 def compare(judge: Judge, *, only_finished: bool = False) -> list[Result]:

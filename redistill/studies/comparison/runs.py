@@ -144,6 +144,10 @@ class Judge(ABC):
         """The folder of a run."""
         return self.folder / row.name / f"seed-{seed}"
 
+    def is_done(self, row: Row, seed: int) -> bool:
+        """Whether a run needs no more training."""
+        return RunFolder(self.place(row, seed)).summary.is_file()
+
     def settings(self, row: Row, seed: int) -> Any:
         """The configuration of a run; all of them have one teacher, trained in the folder unless it is given."""
         teacher = f"teacher.weights={self.folder / 'teacher.safetensors'}"
